@@ -1,1 +1,30 @@
-//! Empty for a moment.
+//! How tern's state is written and read: sections, records with tagged fields, and their codec.
+//!
+//! ```text
+//! StateSet = Section*
+//! Section  = name, instance, version, flags, length, crc32 | Record
+//! Record   = Field*
+//! Field    = tag (number, optional bit, wire type) | integer, or length and bytes, or length and Record
+//! ```
+//!
+//! A reader skips what it doesn't know where the writer marked it optional (and counts it), and refuses it
+//! by name otherwise. Everything here is a pure function of bytes: no I/O, no `unsafe`, and nothing that a
+//! stream contains can panic or allocate more than a small multiple of its own length.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::cast_possible_truncation)]
+
+mod error;
+mod record;
+mod section;
+mod value;
+mod wire;
+
+pub use error::{DecodeError, StateError};
+pub use record::{FieldInfo, Record, decode_record, encode_record};
+pub use section::{RawSection, SECTION_BODY_MAX_BYTES, SECTIONS_MAX, Section, StateSet};
+pub use value::{Kind, Place, Presence, Value};
+pub use wire::{RawField, Skipped, WireType, Writer};
+
+#[doc(hidden)]
+pub use wire::Reader;

@@ -1,0 +1,257 @@
+//! Records: plain structs whose fields have numbers.
+
+use crate::DecodeError;
+use crate::value::{Kind, Presence};
+use crate::wire::{Skipped, Writer};
+
+/// One field of a record, for a dump of the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldInfo {
+    /// Number on the wire; never used again for another field.
+    pub number: u32,
+    /// Name, with its unit as last word where it has one.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// How often it may occur.
+    pub presence: Presence,
+    /// May a reader that doesn't know it pass over it?
+    pub skippable: bool,
+}
+
+/// A struct made by [`record!`](crate::record).
+pub trait Record: Sized {
+    /// The struct's name.
+    const RECORD: &'static str;
+    /// Its fields in order of declaration.
+    fn fields() -> &'static [FieldInfo];
+    /// Writes all fields.
+    fn write(&self, out: &mut Writer<'_>);
+    /// Reads the record that is exactly `bytes`.
+    fn read(bytes: &[u8], skipped: &mut Skipped) -> Result<Self, DecodeError>;
+}
+
+/// The bytes of a record, without a section around it.
+pub fn encode_record<R: Record>(record: &R) -> Vec<u8> {
+    let mut out = Vec::new();
+    record.write(&mut Writer::new(&mut out));
+    out
+}
+
+/// Reads a record from exactly `bytes`; unknown optional fields are passed over.
+pub fn decode_record<R: Record>(bytes: &[u8]) -> Result<R, DecodeError> {
+    R::read(bytes, &mut Skipped::default())
+}
+
+/// Declares a saved type: `[NUMBER] name: Type` per field, `[NUMBER optional]` where a reader that doesn't
+/// know the field may pass over it. `= "NAME" VERSION` behind the struct's name makes it a
+/// [`Section`](crate::Section).
+///
+/// A macro, because one list must give the struct, its writer, its reader and its description: lists kept
+/// in step by hand are how fields get forgotten.
+///
+/// ```
+/// tern_schema::record! {
+///     /// A timer.
+///     pub struct TimerV1 = "timer" 1 {
+///         /// Reload value.
+///         [1] reload_ns: u64,
+///         /// Armed?
+///         [2] armed: bool,
+///         /// What the guest calls it.
+///         [3 optional] label: Option<String>,
+///     }
+/// }
+/// let saved = TimerV1 { reload_ns: 7, armed: true, label: None };
+/// let bytes = tern_schema::encode_record(&saved);
+/// assert_eq!(tern_schema::decode_record::<TimerV1>(&bytes), Ok(saved));
+/// ```
+#[macro_export]
+macro_rules! record {
+    ($(#[$meta:meta])* pub struct $record:ident = $section:literal $version:literal { $($body:tt)* }) => {
+        $crate::record! { $(#[$meta])* pub struct $record { $($body)* } }
+        impl $crate::Section for $record {
+            const NAME: &'static str = $section;
+            const VERSION: u16 = $version;
+        }
+    };
+    ($(#[$meta:meta])* pub struct $record:ident {
+        $($(#[$doc:meta])* [$number:literal $($skip:ident)?] $name:ident : $ty:ty),* $(,)?
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $record { $($(#[$doc])* pub $name: $ty),* }
+
+        impl $crate::Record for $record {
+            const RECORD: &'static str = stringify!($record);
+
+            fn fields() -> &'static [$crate::FieldInfo] {
+                const FIELDS: &[$crate::FieldInfo] = &[$($crate::FieldInfo {
+                    number: $number,
+                    name: stringify!($name),
+                    kind: <$ty as $crate::Value>::KIND,
+                    presence: <$ty as $crate::Value>::PRESENCE,
+                    skippable: $crate::is_optional!($($skip)?),
+                }),*];
+                FIELDS
+            }
+
+            fn write(&self, out: &mut $crate::Writer<'_>) {
+                let Self { $($name),* } = self;
+                $($crate::Value::put($name, $number, $crate::is_optional!($($skip)?), out);)*
+                let _ = out;
+            }
+
+            fn read(
+                bytes: &[u8],
+                skipped: &mut $crate::Skipped,
+            ) -> ::core::result::Result<Self, $crate::DecodeError> {
+                $(let mut $name: Option<$ty> = None;)*
+                let mut reader = $crate::Reader::new(bytes);
+                while let Some(field) = reader.field()? {
+                    match field.number {
+                        $($number => $crate::Value::merge(
+                            &mut $name,
+                            &field,
+                            $crate::Place { record: Self::RECORD, field: stringify!($name) },
+                            skipped,
+                        )?,)*
+                        _ if field.optional => skipped.fields += 1,
+                        number => return Err($crate::DecodeError::UnknownMandatory {
+                            record: Self::RECORD,
+                            number,
+                        }),
+                    }
+                }
+                Ok(Self {
+                    $($name: match $name {
+                        Some(value) => value,
+                        None => $crate::Value::absent(
+                            $crate::Place { record: Self::RECORD, field: stringify!($name) },
+                        )?,
+                    }),*
+                })
+            }
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! is_optional {
+    () => {
+        false
+    };
+    (optional) => {
+        true
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    record! {
+        /// Inner.
+        pub struct InnerV1 {
+            /// A word.
+            [1] word: u64,
+        }
+    }
+    record! {
+        /// Outer.
+        pub struct OuterV1 = "outer" 1 {
+            /// A.
+            [1] small: u8,
+            /// B.
+            [2] signed: i64,
+            /// C.
+            [3] bytes: Vec<u8>,
+            /// D.
+            [4] list: Vec<InnerV1>,
+            /// E.
+            [5] subsection: Option<InnerV1>,
+            /// F.
+            [6] fixed: [u8; 4],
+            /// G.
+            [7] words: Vec<u64>,
+            /// H.
+            [8] text: String,
+        }
+    }
+    record! {
+        /// What a newer tern would write.
+        pub struct InnerV1Newer {
+            /// A word.
+            [1] word: u64,
+            /// May be passed over.
+            [2 optional] hint: Option<u64>,
+            /// May not.
+            [3] needed: Option<u64>,
+        }
+    }
+
+    fn outer() -> impl Strategy<Value = OuterV1> {
+        let words = prop::collection::vec(any::<u64>(), 0..5);
+        let inner = any::<u64>().prop_map(|word| InnerV1 { word });
+        let list = prop::collection::vec(inner.clone(), 0..4);
+        let sub = prop::option::of(inner);
+        (any::<u8>(), any::<i64>(), any::<Vec<u8>>(), list, sub, any::<[u8; 4]>(), words, any::<String>())
+            .prop_map(|(small, signed, bytes, list, subsection, fixed, words, text)| OuterV1 {
+                small,
+                signed,
+                bytes,
+                list,
+                subsection,
+                fixed,
+                words,
+                text,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(saved in outer()) {
+            prop_assert_eq!(decode_record::<OuterV1>(&encode_record(&saved)), Ok(saved));
+        }
+
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(bytes: Vec<u8>) {
+            let _ = decode_record::<OuterV1>(&bytes);
+        }
+
+        #[test]
+        fn a_cut_record_is_an_error(saved in outer(), cut in 1usize..8) {
+            let bytes = encode_record(&saved);
+            let cut = &bytes[..bytes.len().saturating_sub(cut)];
+            prop_assert!(decode_record::<OuterV1>(cut).is_err());
+        }
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        let error = decode_record::<InnerV1>(&[]).unwrap_err();
+        assert_eq!(error.to_string(), "InnerV1.word is missing");
+    }
+
+    #[test]
+    fn a_field_that_occurs_twice_is_refused() {
+        let bytes = encode_record(&InnerV1 { word: 1 }).repeat(2);
+        assert!(matches!(
+            decode_record::<InnerV1>(&bytes),
+            Err(DecodeError::Duplicate { field: "word", .. })
+        ));
+    }
+
+    #[test]
+    fn unknown_optional_fields_are_counted_and_mandatory_ones_refused() {
+        let newer = InnerV1Newer { word: 5, hint: Some(9), needed: None };
+        let mut skipped = Skipped::default();
+        assert_eq!(InnerV1::read(&encode_record(&newer), &mut skipped), Ok(InnerV1 { word: 5 }));
+        assert_eq!(skipped.fields, 1);
+        let newer = InnerV1Newer { needed: Some(1), ..newer };
+        let error = decode_record::<InnerV1>(&encode_record(&newer)).unwrap_err();
+        assert_eq!(error, DecodeError::UnknownMandatory { record: "InnerV1", number: 3 });
+    }
+}
