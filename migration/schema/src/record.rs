@@ -5,7 +5,7 @@ use crate::value::{Kind, Presence};
 use crate::wire::{Skipped, Writer};
 
 /// One field of a record, for a dump of the schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct FieldInfo {
     /// Number on the wire; never used again for another field.
     pub number: u32,

@@ -4,7 +4,7 @@ use crate::wire::{RawField, Skipped, WireType, Writer};
 use crate::{DecodeError, FieldInfo, Record};
 
 /// What a field holds, for a dump of the schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Kind {
     /// Unsigned integer of so many bits.
     Unsigned(u8),

@@ -1,0 +1,148 @@
+//! The seam: the two traits through which the engine sees a virtual machine.
+//!
+//! `vmm` implements them for KVM, and a fake in memory implements them for tests. The engine knows neither
+//! KVM nor devices; an implementation knows nothing of sockets, frames or rounds.
+
+use std::error::Error;
+use std::fmt;
+use std::ops::Range;
+
+use tern_schema::{StateSet, record};
+use vm_memory::GuestMemoryMmap;
+use vm_memory::bitmap::AtomicBitmap;
+
+use crate::dirty::DirtyBitmap;
+
+/// Guest memory. Region number n is memory slot n. Its bitmap records what the VMM and its devices write,
+/// which KVM's dirty log doesn't see.
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+
+/// Bytes of a page: the unit of the dirty log and of the page stream.
+pub const PAGE_BYTES: u64 = 4096;
+
+record! {
+    /// One region of guest memory.
+    pub struct MemoryRegion {
+        /// First guest-physical address.
+        [1] gpa: u64,
+        /// Length.
+        [2] length_bytes: u64,
+    }
+}
+
+record! {
+    /// One section that the machine saves, and the version in which it saves it.
+    pub struct SectionOffer {
+        /// Section's name.
+        [1] name: String,
+        /// Which of several equal parts.
+        [2] instance: u32,
+        /// Version of its record.
+        [3] version: u16,
+    }
+}
+
+record! {
+    /// What a virtual machine says of itself before anything moves.
+    pub struct VmFacts {
+        /// The machine's name, for people.
+        [1] name: String,
+        /// Machine profile, such as `tern-1`: what the guest sees of the machine.
+        [2] profile: String,
+        /// Version of the tern that runs it.
+        [3] tern_version: String,
+        /// Number of vCPUs.
+        [4] cpus: u32,
+        /// Guest memory in slot order.
+        [5] memory: Vec<MemoryRegion>,
+        /// All sections, in the order in which they are saved.
+        [6] sections: Vec<SectionOffer>,
+        /// CPUID, MSR, TSC and XSAVE facts and the devices' configuration: a record of the VMM's own, which
+        /// the engine carries and [`DestinationVm::check`] compares.
+        [7] platform: Vec<u8>,
+    }
+}
+
+/// What went wrong inside a virtual machine, with its cause.
+#[derive(Debug)]
+pub struct VmError {
+    what: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl VmError {
+    /// An error with a cause below it.
+    pub fn new(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { what: what.into(), source: Some(source.into()) }
+    }
+
+    /// An error that is its own cause.
+    pub fn plain(what: impl Into<String>) -> Self {
+        Self { what: what.into(), source: None }
+    }
+}
+
+impl fmt::Display for VmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl Error for VmError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|e| -> &(dyn Error + 'static) { e.as_ref() })
+    }
+}
+
+/// A virtual machine that is to be moved away.
+///
+/// Order of calls: `dirty_log_start`, then rounds of `dirty_log_fetch` and, chunk by chunk just before its
+/// pages are read, `dirty_log_clear`; `stop`, `save`, a last `dirty_log_fetch` (saving may write guest
+/// memory), and then either `give_up`, or `resume` after any failure. `dirty_log_stop` ends every attempt.
+pub trait SourceVm: Send {
+    /// What the peer must know before anything moves.
+    fn facts(&self) -> VmFacts;
+    /// Guest memory.
+    fn ram(&self) -> &GuestRam;
+    /// Starts the dirty log. A host with "initially all set" reports every page in the first fetch; the
+    /// engine treats all pages as dirty at the start on every host.
+    fn dirty_log_start(&mut self) -> Result<(), VmError>;
+    /// Adds to `dirty` all pages written since they were last cleared (hosts with manual protect) or last
+    /// fetched (others), by the guest as by the VMM and its devices.
+    fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError>;
+    /// Clears and re-protects pages of a region, so that later writes are reported again. `pages.start` is a
+    /// multiple of 64, and so is `pages.end` unless it is the region's last page. Does nothing on hosts
+    /// whose fetch has cleared already.
+    fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError>;
+    /// Ends the dirty log. Harmless when it isn't running.
+    fn dirty_log_stop(&mut self) -> Result<(), VmError>;
+    /// Appends to `out`, in order, the parts of `pages` that may hold something other than zeroes; a page
+    /// outside them was never touched and reads as zero. Must be asked after `dirty_log_clear` of the same
+    /// pages, or a write between the two would be lost.
+    fn resident(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), VmError>;
+    /// Stops all vCPUs and drains the devices; returns when nothing writes guest memory any more, and
+    /// whether the guest was running (`false`: it was paused already, and must arrive paused).
+    fn stop(&mut self) -> Result<bool, VmError>;
+    /// Adds the state of all vCPUs, interrupt controllers, clocks and devices to `state`. Stopped only.
+    fn save(&mut self, state: &mut StateSet) -> Result<(), VmError>;
+    /// Goes on as before `stop`: a guest that was paused stays paused.
+    fn resume(&mut self) -> Result<(), VmError>;
+    /// Gives up the right to run this guest: called just before COMMIT is sent. From here on `resume` must
+    /// fail, unless a person takes the right back.
+    fn give_up(&mut self);
+}
+
+/// A virtual machine that is to be filled and started: built from the same configuration, never run.
+pub trait DestinationVm: Send {
+    /// What this side was configured with.
+    fn facts(&self) -> VmFacts;
+    /// Can the source's guest run here? Compares what the engine can't: CPU, clocks, devices. The error's
+    /// text names each difference with both sides' values and the remedy.
+    fn check(&self, source: &VmFacts) -> Result<(), VmError>;
+    /// Guest memory, all zero at the start.
+    fn ram(&self) -> &GuestRam;
+    /// Parses all, validates all, then applies.
+    fn load(&mut self, state: StateSet) -> Result<(), VmError>;
+    /// Starts the guest, or leaves it paused as it was on the source. Called after COMMIT only.
+    fn start(&mut self, running: bool) -> Result<(), VmError>;
+}
