@@ -1,0 +1,35 @@
+//! The ends: power-off and reboot.
+
+use crate::{print, sys};
+use core::arch::asm;
+
+/// The ACPI power-management control register of tern's machine (and of QEMU's q35).
+const PM1A_CONTROL: u16 = 0x604;
+/// Sleep enable, sleep type 5: S5 is soft-off.
+const SLEEP_S5: u16 = 0x2000 | 5 << 10;
+
+/// Writes back what is cached, then turns the machine off. Checks must be stopped.
+///
+/// A kernel without ACPI cannot turn the machine off, so the register is written from here,
+/// as such a kernel would. Where it is not there, the kernel gets its turn; if it has
+/// no way either, init ends, and with `panic=-1` the machine is reset.
+pub fn off() -> ! {
+    print!("AGENT poweroff\n");
+    sys::drain(1);
+    sys::sync();
+    if sys::ioperm(PM1A_CONTROL, 2).is_ok() {
+        // SAFETY: a port write touches no memory; the line above opened the two ports.
+        unsafe { asm!("out dx, ax", in("dx") PM1A_CONTROL, in("ax") SLEEP_S5, options(nomem, nostack)) };
+    }
+    let _ = sys::reboot(sys::REBOOT_POWER_OFF);
+    sys::exit(0)
+}
+
+/// Writes back what is cached, then resets the machine.
+pub fn reset() -> ! {
+    print!("AGENT reboot\n");
+    sys::drain(1);
+    sys::sync();
+    let _ = sys::reboot(sys::REBOOT_RESTART);
+    sys::exit(0)
+}
