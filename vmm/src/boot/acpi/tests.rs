@@ -1,0 +1,1 @@
+//! The tables as a kernel walks them, and as iasl reads them.

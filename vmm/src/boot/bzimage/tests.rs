@@ -1,0 +1,1 @@
+//! bzImages of each compression, and broken ones.
