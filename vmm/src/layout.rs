@@ -200,6 +200,6 @@ mod tests {
             KERNEL_START,
         ];
         assert!(starts.is_sorted());
-        assert!(CMDLINE + CMDLINE_MAX_BYTES as u64 + 1 <= LOW_RAM_END);
+        assert!(CMDLINE + (CMDLINE_MAX_BYTES as u64) < LOW_RAM_END);
     }
 }

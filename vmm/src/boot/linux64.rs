@@ -79,7 +79,7 @@ fn write_page_tables<M: GuestMemoryBackend>(memory: &M) -> Result<(), BootError>
     write(memory, layout::BOOT_PML4, &(layout::BOOT_PDPT | PRESENT_WRITABLE).to_le_bytes(), structure)?;
     write(memory, layout::BOOT_PDPT, &(layout::BOOT_PD | PRESENT_WRITABLE).to_le_bytes(), structure)?;
     let directory: Vec<u8> = (0..layout::BOOT_MAPPED_BYTES / LARGE_PAGE_BYTES)
-        .flat_map(|page| (page * LARGE_PAGE_BYTES | LARGE | PRESENT_WRITABLE).to_le_bytes())
+        .flat_map(|page| ((page * LARGE_PAGE_BYTES) | LARGE | PRESENT_WRITABLE).to_le_bytes())
         .collect();
     write(memory, layout::BOOT_PD, &directory, structure)
 }
