@@ -2,4 +2,9 @@
 
 pub mod boot;
 pub mod layout;
+pub mod config;
 pub mod control;
+pub mod kvm;
+pub mod vcpu;
+pub mod bus;
+pub mod memory;
