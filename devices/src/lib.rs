@@ -42,14 +42,22 @@
 
 #![warn(clippy::cast_possible_truncation)]
 
+mod acpi_pm;
 mod bus;
 mod i8042;
 mod irq;
+mod port;
+mod rtc;
+mod serial;
 mod state;
 
+pub use acpi_pm::{AcpiPm, AcpiPmV1};
 pub use bus::{BusDevice, EventSource};
 pub use i8042::{I8042, I8042V1};
 pub use irq::Interrupt;
+pub use port::{BytePort, PortTarget};
+pub use rtc::{HeldClockV1, Rtc, RtcV1};
+pub use serial::{Serial, SerialV1};
 pub use state::{Apply, Part, RestoreError, Stateful, part};
 
 /// Guest memory. Devices write to it only through `vm-memory`, whose bitmap tells the migration what
