@@ -30,8 +30,11 @@ pub struct Agent {
     heartbeat_ms: u64,
     next_beat_ns: u64,
     seq: u64,
-    /// The cursor stands behind a prompt: a record must start a line of its own.
-    pub prompted: bool,
+    /// A line was entered, or none yet: the next prompt may be printed.
+    pub prompt_due: bool,
+    /// The last thing printed was a prompt. Whether the echo of a line followed it cannot be
+    /// known (the line may have been typed ahead), so a record starts a new line in any case.
+    behind_prompt: bool,
     signals: i32,
 }
 
@@ -47,7 +50,8 @@ impl Agent {
             heartbeat_ms: 0,
             next_beat_ns: 0,
             seq: 0,
-            prompted: false,
+            prompt_due: true,
+            behind_prompt: false,
             signals: sys::signal_fd(&[sys::SIGINT, sys::SIGTERM, sys::SIGPWR, sys::SIGCHLD])?,
         })
     }
@@ -65,9 +69,9 @@ impl Agent {
         );
         let mut lines = Lines::new();
         loop {
-            if self.shell && !self.prompted && lines.at_start() {
+            if self.shell && core::mem::take(&mut self.prompt_due) {
                 print!("tern# ");
-                self.prompted = true;
+                self.behind_prompt = true;
             }
             self.turn(&mut lines);
         }
@@ -138,7 +142,7 @@ impl Agent {
         let loop_gap_ns = self.clock.take_gap_ns();
         let pages_gap_ns = self.figures.pages_gap_ns.swap(0, Relaxed);
         let gap_ns = if self.pages.is_running() { pages_gap_ns } else { loop_gap_ns };
-        let start = if core::mem::take(&mut self.prompted) { "\n" } else { "" };
+        let start = if core::mem::take(&mut self.behind_prompt) { "\n" } else { "" };
         print!(
             "{start}AGENT beat seq={} mono_us={} boot_us={} gap_us={} pages_written={} pages_verified={} disk_ok={} disk_bad={} echo={}\n",
             self.seq,
@@ -163,6 +167,13 @@ impl Agent {
     pub fn start_pages(&mut self, load: Load) -> sys::Result<()> {
         let (figures, mut clock) = (self.figures, self.clock.fresh());
         self.pages.start(|| pages::run(load, figures, &mut clock))
+    }
+
+    pub fn stop_pages(&mut self) {
+        self.pages.stop();
+        // The loop slept long, because the page checker watched the clock.
+        self.look();
+        self.clock.take_gap_ns();
     }
 
     pub fn start_disk(&mut self, path: &[u8]) -> sys::Result<()> {

@@ -24,6 +24,7 @@ poweroff, reboot
 
 /// What went wrong with a command, for the person who typed it.
 enum Failure {
+    Unknown,
     Usage(&'static str),
     System(&'static str, sys::Errno),
 }
@@ -51,10 +52,6 @@ impl Lines {
         Lines { bytes: [0; 512], length: 0, overflow: false }
     }
 
-    pub fn at_start(&self) -> bool {
-        self.length == 0
-    }
-
     /// Reads what has come and runs the lines that are complete.
     pub fn read(&mut self, agent: &mut Agent) {
         let mut input = [0u8; 256];
@@ -66,7 +63,7 @@ impl Lines {
         };
         for &byte in &input[..count] {
             if byte == b'\r' || byte == b'\n' {
-                agent.prompted = false;
+                agent.prompt_due = true;
                 self.finish(agent);
             } else if let Some(place) = self.bytes.get_mut(self.length) {
                 *place = byte;
@@ -102,6 +99,7 @@ fn run_line(agent: &mut Agent, line: &str) {
 fn report(command: &str, outcome: Outcome) {
     match outcome {
         Ok(()) => {}
+        Err(Failure::Unknown) => print!("error: {command}: no such command; try help\n"),
         Err(Failure::Usage(usage)) => print!("error: {command}: usage: {usage}\n"),
         Err(Failure::System(what, errno)) => print!("error: {command}: cannot {what} (errno {})\n", errno.0),
     }
@@ -111,7 +109,7 @@ fn run(agent: &mut Agent, command: &str, [first, second]: [&str; 2]) -> Outcome 
     match command {
         "help" => text::write_all(HELP.as_bytes()),
         "status" => agent.beat(),
-        "pages" if first == "off" => agent.pages.stop(),
+        "pages" if first == "off" => agent.stop_pages(),
         "pages" => {
             let load = need(Load::parse(first, second), "pages SIZE RATE, such as: pages 16M max")?;
             system("start the page checker", agent.start_pages(load))?;
@@ -156,7 +154,7 @@ fn run(agent: &mut Agent, command: &str, [first, second]: [&str; 2]) -> Outcome 
             agent.stop_checks();
             power::reset();
         }
-        _ => return Err(Failure::Usage("an unknown command; try help")),
+        _ => return Err(Failure::Unknown),
     }
     Ok(())
 }

@@ -1,0 +1,86 @@
+//! Which images there are, and the kernel command lines they start with.
+
+use crate::ImageError;
+
+/// How a kernel is built: the fragment beside `base.config`, and what to expect of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KernelVariant {
+    pub(crate) fragment_name: &'static str,
+    pub(crate) fragment: &'static str,
+    /// Lines that `make` prints, for the progress bar; measured, and not relied upon.
+    pub(crate) make_lines: u64,
+}
+
+/// Where an image comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its bytes are inside the library.
+    Embedded(&'static [u8]),
+    /// A kernel that is built from the distribution's source, and an initramfs with the agent.
+    Linux(KernelVariant),
+}
+
+/// One image that can be asked for by name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// One line for people.
+    pub description: &'static str,
+    /// Where it comes from.
+    pub kind: Kind,
+}
+
+/// The `pulse` guest: an ELF program that starts through its PVH note.
+pub const PULSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pulse"));
+/// The agent: `/init` of the Linux guest.
+pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
+
+/// Kernel parameters of the Linux images on every host. `BOOT.md` says why each is there.
+pub const CMDLINE_ALWAYS: &str = "console=ttyS0 quiet reboot=t panic=-1";
+
+/// Kernel parameters that a Linux kernel needs besides, with the three patches of the images, on
+/// hosts whose KVM interprets ring 0 (`kvm_pvm`): the interpreter does not know the instructions
+/// that these features bring, and CPUID cannot hide all of the features there.
+pub const CMDLINE_INTERPRETED_RING0: &str = "tsc=reliable nofsgsbase clearcpuid=\
+cx16,smap,smep,fsgsbase,umip,popcnt,xsave,xsavec,xsaves,xsaveopt,rdrand,rdseed,invpcid,pcid,pku,\
+bmi1,bmi2,avx,avx2,movbe,erms,fsrm,clflushopt,clwb,movdiri,movdir64b,serialize,waitpkg,cldemote,la57";
+
+/// All images.
+pub fn images() -> &'static [ImageInfo] {
+    &IMAGES
+}
+
+static IMAGES: [ImageInfo; 3] = [
+    ImageInfo {
+        name: "pulse",
+        description: "bare guest that rewrites memory and checks every page; nothing to build",
+        kind: Kind::Embedded(PULSE),
+    },
+    ImageInfo {
+        name: "linux",
+        description: "small Linux for 1 to 8 CPUs, with checks and a shell; built once, in minutes",
+        kind: Kind::Linux(KernelVariant {
+            fragment_name: "smp.config",
+            fragment: include_str!("../linux/smp.config"),
+            make_lines: 1297,
+        }),
+    },
+    ImageInfo {
+        name: "linux-up",
+        description: "the same for one CPU only; boots quickest",
+        kind: Kind::Linux(KernelVariant {
+            fragment_name: "nosmp.config",
+            fragment: include_str!("../linux/nosmp.config"),
+            make_lines: 1277,
+        }),
+    },
+];
+
+/// The image called `name`, or an error that lists the names.
+pub(crate) fn find(name: &str) -> Result<&'static ImageInfo, ImageError> {
+    IMAGES.iter().find(|image| image.name == name).ok_or_else(|| {
+        let known = IMAGES.iter().map(|image| image.name).collect::<Vec<_>>().join(", ");
+        ImageError::UnknownImage { name: name.to_owned(), known }
+    })
+}
