@@ -30,7 +30,7 @@ const SECTOR_BYTES: u64 = 512;
 const DEFAULT_SETUP_SECTORS: u8 = 4;
 /// Boot protocol 2.08 (Linux 2.6.26) introduced the payload fields.
 const MIN_VERSION: u16 = 0x0208;
-/// No kernel comes near it; a payload that unpacks to more is not one.
+/// No kernel comes near it; a payload that has or unpacks to more is not one.
 const MAX_UNPACKED_BYTES: u64 = 1 << 30;
 /// Blocks of the lz4 legacy frame unpack to at most this (lz4's frame format document, "Legacy frame").
 const LZ4_LEGACY_BLOCK_BYTES: usize = 8 << 20;
@@ -172,6 +172,9 @@ fn payload_place(head: &[u8], image_bytes: u64) -> Result<(u64, u64), String> {
     let end = offset + length;
     if length == 0 || end > image_bytes {
         return Err(format!("its payload is {offset:#x}..{end:#x}, the file has {image_bytes:#x} bytes"));
+    }
+    if length > MAX_UNPACKED_BYTES {
+        return Err(format!("its payload has {length} bytes, at most {MAX_UNPACKED_BYTES} are read"));
     }
     Ok((offset, length))
 }

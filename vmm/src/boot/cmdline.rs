@@ -11,7 +11,8 @@ use crate::layout::{CMDLINE_MAX_BYTES, VirtioSlot};
 pub const GENERAL_WORDS: [&str; 2] = ["console=ttyS0", "panic=-1"];
 
 /// The one key whose values are merged: the kernel reads only its last occurrence, and a host that needs CPU
-/// features hidden still needs it when the user hides another.
+/// features hidden still needs it when the user hides another. The user's values come first: the kernel reads only
+/// the first 127 bytes of the list (`parse_set_clear_cpuid` of Linux 6.12).
 const MERGED_KEY: &str = "clearcpuid";
 
 /// The word that announces a virtio-mmio device to kernels without ACPI
@@ -45,7 +46,7 @@ pub fn compose(user: &str, host_words: &[String], virtio: &[VirtioSlot]) -> Resu
     let ours = general.chain(host).chain(virtio.iter().map(virtio_word));
     let mut words: Vec<String> = ours.filter(|word| !given(key_of(word))).collect();
     if merge {
-        let both = host_words.iter().map(String::as_str).chain(kernel_words.iter().copied());
+        let both = kernel_words.iter().copied().chain(host_words.iter().map(String::as_str));
         words.push(merged(both.filter(|word| is_merged(word))));
     }
     let ours_bytes = words.join(" ").len();
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn clearcpuid_lists_are_merged() {
         let merged = line("clearcpuid=avx,sha quiet", &["clearcpuid=cx16,avx"]);
-        assert_eq!(merged, "console=ttyS0 panic=-1 clearcpuid=cx16,avx,sha quiet");
+        assert_eq!(merged, "console=ttyS0 panic=-1 clearcpuid=avx,sha,cx16 quiet");
         assert_eq!(line("clearcpuid=avx", &[]), "console=ttyS0 panic=-1 clearcpuid=avx");
         assert_eq!(line("", &["clearcpuid=cx16"]), "console=ttyS0 panic=-1 clearcpuid=cx16");
     }

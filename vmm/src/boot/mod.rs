@@ -87,8 +87,10 @@ impl fmt::Display for KernelKind {
     }
 }
 
-/// Loads kernel, initrd, command line and tables into `memory`, which must be empty RAM laid out as
-/// [`layout::ram_regions`] says.
+/// Loads kernel, initrd, command line and tables into `memory`, laid out as [`layout::ram_regions`] says.
+///
+/// `memory` must read as zeros: a kernel's bss is not written, so that it costs no page. Before loading again for a
+/// guest that was reset, discard its RAM.
 ///
 /// # Errors
 /// A [`BootError`] that names the file or figure at fault and the remedy. `memory` may be partly written then.
