@@ -78,6 +78,8 @@ pub type Apply = Box<dyn FnOnce() -> Result<(), RestoreError> + Send>;
 
 /// One row of the VMM's table of what migrates.
 pub trait Part: Send {
+    /// Section's name, instance, and the version in which it is saved.
+    fn offer(&self) -> (&'static str, u32, u16);
     /// Adds the state to `set`.
     fn put(&self, set: &mut StateSet);
     /// Parses and checks this part's section. The device changes only when the result is called.
@@ -95,6 +97,10 @@ pub fn part<S: Stateful + 'static>(device: Arc<Mutex<S>>, instance: u32) -> Box<
 }
 
 impl<S: Stateful + 'static> Part for Row<S> {
+    fn offer(&self) -> (&'static str, u32, u16) {
+        (S::Saved::NAME, self.instance, S::Saved::VERSION)
+    }
+
     fn put(&self, set: &mut StateSet) {
         set.put(self.instance, &lock(&self.device).save());
     }
