@@ -1,8 +1,29 @@
 //! The migration engine: it moves a running guest between two virtual machines that it sees through two
 //! traits, [`SourceVm`] and [`DestinationVm`].
+//!
+//! ```text
+//! source process                                        destination process
+//!   Control::new(Side::Source, observer)                  Control::new(Side::Destination, observer)
+//!   channel::connect(&uri, &control)? ------------------> Listener::bind(&uri)?.accept(&control)?
+//!   source::migrate(vm, connection, &live, &control)      destination::receive(vm, connection, &control)
+//!     -> SourceEnd { vm, outcome: Outcome }                 -> Result<Received { vm, running }, ReceiveError>
+//! ```
+//!
+//! The machine is moved in and comes back in the result, so no other command can race the migration. Each
+//! side's [`Control`] cancels the attempt and shows its [`stats::Report`] at any time. How the two sides
+//! talk is in PROTOCOL.md.
 
+mod cancel;
+pub mod config;
+mod control;
 mod dirty;
+pub mod error;
+pub mod stats;
 mod vm;
 
+pub use config::{Capabilities, LiveParameters, Parameters};
+pub use control::{Control, Observer, Unobserved};
 pub use dirty::DirtyBitmap;
+pub use error::{Blame, MigrationError};
+pub use stats::{Report, Side, Status, query_migrate};
 pub use vm::{DestinationVm, GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, SourceVm, VmError, VmFacts};

@@ -98,7 +98,9 @@ impl Error for VmError {
 ///
 /// Order of calls: `dirty_log_start`, then rounds of `dirty_log_fetch` and, chunk by chunk just before its
 /// pages are read, `dirty_log_clear`; `stop`, `save`, a last `dirty_log_fetch` (saving may write guest
-/// memory), and then either `give_up`, or `resume` after any failure. `dirty_log_stop` ends every attempt.
+/// memory), and then either `give_up`, or `resume` after any failure, even one of `stop` itself.
+/// `dirty_log_stop` ends every attempt, a failed one before `resume`, a completed one after the peer's
+/// answer.
 pub trait SourceVm: Send {
     /// What the peer must know before anything moves.
     fn facts(&self) -> VmFacts;
@@ -110,9 +112,11 @@ pub trait SourceVm: Send {
     /// Adds to `dirty` all pages written since they were last cleared (hosts with manual protect) or last
     /// fetched (others), by the guest as by the VMM and its devices.
     fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError>;
-    /// Clears and re-protects pages of a region, so that later writes are reported again. `pages.start` is a
-    /// multiple of 64, and so is `pages.end` unless it is the region's last page. Does nothing on hosts
-    /// whose fetch has cleared already.
+    /// Clears and re-protects those pages of the range that a fetch has reported and that weren't cleared
+    /// since, so that later writes to them are reported again. **A page that no fetch has reported must stay
+    /// logged**: it may have become dirty since the fetch, and the engine, which doesn't know of it, sends
+    /// it in the next round only. `pages.start` is a multiple of 64, and so is `pages.end` unless it is
+    /// the region's end. Does nothing on hosts whose fetch has cleared already.
     fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError>;
     /// Ends the dirty log. Harmless when it isn't running.
     fn dirty_log_stop(&mut self) -> Result<(), VmError>;
@@ -133,6 +137,8 @@ pub trait SourceVm: Send {
 }
 
 /// A virtual machine that is to be filled and started: built from the same configuration, never run.
+///
+/// A failed attempt leaves memory half filled: the next one needs a machine built anew.
 pub trait DestinationVm: Send {
     /// What this side was configured with.
     fn facts(&self) -> VmFacts;

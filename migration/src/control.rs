@@ -1,0 +1,81 @@
+//! What others may do with a migration that runs: watch it, read its report, cancel it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::cancel::Cancel;
+use crate::stats::{Report, Side, Status};
+
+/// Is told what happens. The calls come from the migration's own thread, some of them while the guest is
+/// stopped: they must return at once.
+pub trait Observer: Send + Sync {
+    /// The status has changed.
+    fn status(&self, status: Status);
+    /// Pass number `pass` begins; the first is 1.
+    fn pass(&self, pass: u32);
+}
+
+/// Tells nobody.
+#[derive(Debug)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn status(&self, _: Status) {}
+    fn pass(&self, _: u32) {}
+}
+
+/// The handle of one attempt. Made before it starts; good for one attempt only.
+pub struct Control {
+    pub(crate) cancel: Cancel,
+    pub(crate) observer: Box<dyn Observer>,
+    started: Instant,
+    report: Mutex<Arc<Report>>,
+}
+
+impl Control {
+    /// A handle for an attempt on this side.
+    pub fn new(side: Side, observer: Box<dyn Observer>) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            cancel: Cancel::new()?,
+            observer,
+            started: Instant::now(),
+            report: Mutex::new(Arc::new(Report::new(side))),
+        }))
+    }
+
+    /// Cancels the attempt: a read or write that waits ends at once. `false` when it is too late, because
+    /// the guest has been given up, or the attempt is over.
+    pub fn cancel(&self) -> bool {
+        self.cancel.cancel()
+    }
+
+    /// The report as last published: at most 100 ms old while the guest runs. Never waits for the migration.
+    pub fn report(&self) -> Report {
+        let published = Arc::clone(&self.report.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut report = Report::clone(&published);
+        if !matches!(report.status, Status::None) && !report.status.is_final() {
+            report.total_us = self.elapsed_us();
+            if self.cancel.is_cancelled() {
+                report.status = Status::Cancelling;
+            }
+        }
+        report
+    }
+
+    pub(crate) fn elapsed_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
+    pub(crate) fn publish(&self, report: &Report) {
+        let fresh = Arc::new(report.clone());
+        let old = std::mem::replace(&mut *self.report.lock().unwrap_or_else(PoisonError::into_inner), fresh);
+        drop(old);
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("report", &self.report).finish_non_exhaustive()
+    }
+}

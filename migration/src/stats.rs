@@ -1,0 +1,320 @@
+//! The report of a migration: one document, the same fields on both sides, every unit in a name, kept after
+//! success, failure and cancel.
+
+mod query;
+
+pub use query::query_migrate;
+
+use serde::Serialize;
+
+use crate::error::{Blame, MigrationError};
+
+/// Most rounds that a report keeps; behind it the oldest but the first is forgotten.
+pub const ROUNDS_KEPT: usize = 512;
+
+/// Which end of the migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Where the guest comes from.
+    Source,
+    /// Where it goes.
+    Destination,
+}
+
+impl Side {
+    /// `source` or `destination`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+
+    /// The other one.
+    pub fn peer(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
+/// Where a migration stands, in QMP's words; `in-doubt` is tern's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// None was ever started.
+    None,
+    /// The two sides agree on what will happen.
+    Setup,
+    /// Memory moves, the guest runs on the source.
+    Active,
+    /// The guest is stopped.
+    Device,
+    /// The guest runs on the destination.
+    Completed,
+    /// The guest stays on the source.
+    Failed,
+    /// A cancel was accepted and is being carried out.
+    Cancelling,
+    /// The guest stays on the source.
+    Cancelled,
+    /// Source only: the guest was given up and the destination did not answer. It stays stopped here, with
+    /// its memory, until a person has looked at the destination.
+    InDoubt,
+}
+
+impl Status {
+    /// QMP's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Setup => "setup",
+            Self::Active => "active",
+            Self::Device => "device",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelling => "cancelling",
+            Self::Cancelled => "cancelled",
+            Self::InDoubt => "in-doubt",
+        }
+    }
+
+    /// Is it over?
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::InDoubt)
+    }
+}
+
+/// The whole document.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Which side wrote it.
+    pub side: Side,
+    /// Where it stands.
+    pub status: Status,
+    /// Number of this migration, hexadecimal; the same on both sides. Empty until the peer was heard.
+    pub session: String,
+    /// `unix` or `tcp`.
+    pub transport: &'static str,
+    /// The peer's release; empty until the peer was heard.
+    pub peer_tern_version: String,
+    /// Protocol version agreed on; 0 before.
+    pub protocol_version: u32,
+    /// From the start until now, or until the end.
+    pub total_us: u64,
+    /// Handshake.
+    pub setup_us: u64,
+    /// Rounds with the guest running.
+    pub live_us: u64,
+    /// Bytes of a page.
+    pub page_bytes: u64,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Dirty memory not yet sent, when last looked at.
+    pub remaining_bytes: u64,
+    /// Pages sent by this side, or received.
+    pub pages: Pages,
+    /// Bytes on the wire by kind.
+    pub bytes: Bytes,
+    /// One entry a round; the last is the one with the guest stopped.
+    pub rounds: Vec<Round>,
+    /// Rounds that are no longer listed.
+    pub rounds_forgotten: u64,
+    /// Pages dirtied a second during the last round.
+    pub dirty_pages_per_s: u64,
+    /// What the link carries while it is busy; 0 when nothing was measured. Not the average under a limit.
+    pub link_bytes_per_s: u64,
+    /// What moved in the last whole round, limit and waiting included.
+    pub moved_bytes_per_s: u64,
+    /// Downtime if the guest were stopped now; none before the first round has ended.
+    pub expected_downtime_ms: Option<u64>,
+    /// Limit at the last decision.
+    pub downtime_limit_ms: u64,
+    /// Limit at the last decision; 0 is none.
+    pub max_bandwidth_bytes_per_s: u64,
+    /// The stop of the guest, part by part.
+    pub downtime: Option<Downtime>,
+    /// Why it did not complete; on a completed migration, what went wrong after the commit.
+    pub error: Option<ErrorReport>,
+}
+
+/// Pages by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Pages {
+    /// Sent as they are.
+    pub raw: u64,
+    /// Found to be zero and sent as a mark.
+    pub zero: u64,
+    /// Never touched by anyone, and neither read nor sent.
+    pub untouched: u64,
+}
+
+impl Pages {
+    /// Pages that have a record on the wire.
+    pub fn sent(self) -> u64 {
+        self.raw + self.zero
+    }
+}
+
+/// Bytes on the wire by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    /// Contents of pages.
+    pub page_data: u64,
+    /// Records that say which page it is.
+    pub page_records: u64,
+    /// State of vCPUs, interrupt controllers, clocks and devices.
+    pub state: u64,
+    /// Frame headers and all other messages.
+    pub messages: u64,
+}
+
+impl Bytes {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.page_data + self.page_records + self.state + self.messages
+    }
+}
+
+/// One pass over the dirty pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Round {
+    /// From 0, which sends all of memory.
+    pub round: u32,
+    /// Was the guest stopped?
+    pub stopped: bool,
+    /// Pages sent as they are.
+    pub pages_raw: u64,
+    /// Pages sent as zero.
+    pub pages_zero: u64,
+    /// Pages never touched, round 0 only.
+    pub pages_untouched: u64,
+    /// Pages found dirty at its end.
+    pub pages_dirty_at_end: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// How long it took.
+    pub duration_us: u64,
+    /// Pages dirtied a second while it ran.
+    pub dirty_pages_per_s: u64,
+}
+
+/// The stop of the guest. What only one side can know, the other leaves at 0 or fills in from the peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Downtime {
+    /// Source: from the order to stop until the answer that the guest runs.
+    pub total_us: u64,
+    /// Source: stopping vCPUs and draining devices.
+    pub stop_us: u64,
+    /// Source: reading the state out of them.
+    pub state_save_us: u64,
+    /// Source: last look at the dirty log and sending what it showed.
+    pub final_ram_us: u64,
+    /// Source: sending the state until the destination said that all is loaded; `load_us` is a part of it.
+    pub state_send_us: u64,
+    /// Destination: loading and checking the state.
+    pub load_us: u64,
+    /// Source: from sending COMMIT until the answer; `resume_us` is a part of it.
+    pub commit_us: u64,
+    /// Destination: starting the guest.
+    pub resume_us: u64,
+}
+
+/// Why a migration did not complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ErrorReport {
+    /// For programs; doesn't change between releases.
+    pub code: String,
+    /// Who is to blame.
+    pub blame: Blame,
+    /// For people: the error and each cause below it.
+    pub chain: Vec<String>,
+}
+
+impl ErrorReport {
+    /// The error and its causes in one line.
+    pub fn text(&self) -> String {
+        self.chain.join(": ")
+    }
+}
+
+impl From<&MigrationError> for ErrorReport {
+    fn from(error: &MigrationError) -> Self {
+        Self { code: error.code().to_owned(), blame: error.blame(), chain: error.chain() }
+    }
+}
+
+impl Report {
+    /// Nothing has happened yet.
+    pub fn new(side: Side) -> Self {
+        Self {
+            side,
+            status: Status::None,
+            session: String::new(),
+            transport: "",
+            peer_tern_version: String::new(),
+            protocol_version: 0,
+            total_us: 0,
+            setup_us: 0,
+            live_us: 0,
+            page_bytes: crate::vm::PAGE_BYTES,
+            memory_bytes: 0,
+            remaining_bytes: 0,
+            pages: Pages::default(),
+            bytes: Bytes::default(),
+            rounds: Vec::with_capacity(ROUNDS_KEPT),
+            rounds_forgotten: 0,
+            dirty_pages_per_s: 0,
+            link_bytes_per_s: 0,
+            moved_bytes_per_s: 0,
+            expected_downtime_ms: None,
+            downtime_limit_ms: 0,
+            max_bandwidth_bytes_per_s: 0,
+            downtime: None,
+            error: None,
+        }
+    }
+
+    /// Adds a round; forgets the oldest but the first when there are too many.
+    pub fn push_round(&mut self, round: Round) {
+        if self.rounds.len() >= ROUNDS_KEPT {
+            self.rounds.remove(1);
+            self.rounds_forgotten += 1;
+        }
+        self.rounds.push(round);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_rounds_is_bounded_and_keeps_the_first() {
+        let mut report = Report::new(Side::Source);
+        (0..2000).for_each(|round| report.push_round(Round { round, ..Round::default() }));
+        assert_eq!(report.rounds.len(), ROUNDS_KEPT);
+        assert_eq!((report.rounds[0].round, report.rounds[ROUNDS_KEPT - 1].round), (0, 1999));
+        assert_eq!(report.rounds_forgotten, 2000 - ROUNDS_KEPT as u64);
+    }
+
+    #[test]
+    fn every_number_has_its_unit_in_its_name() {
+        let mut report = Report::new(Side::Source);
+        report.push_round(Round::default());
+        report.downtime = Some(Downtime::default());
+        let json = serde_json::to_value(&report).unwrap();
+        let counts = ["pages", "rounds", "raw", "zero", "untouched", "round", "bytes", "protocol_version"];
+        let units = ["_us", "_ms", "_bytes", "_per_s", "page_data", "page_records", "state", "messages"];
+        let check = |name: &str, value: &serde_json::Value| {
+            let plain = counts.iter().any(|c| name.starts_with(c)) || units.iter().any(|u| name.ends_with(u));
+            assert!(!value.is_number() || plain, "{name} has no unit");
+        };
+        let objects = [&json, &json["pages"], &json["bytes"], &json["rounds"][0], &json["downtime"]];
+        for object in objects {
+            object.as_object().unwrap().iter().for_each(|(name, value)| check(name, value));
+        }
+    }
+}
