@@ -1,0 +1,114 @@
+//! What this program says to a vCPU: ports, the TSC, and the ring-0 services of `boot.s`.
+
+use core::arch::asm;
+
+/// Interrupt vectors.
+pub(crate) const TIMER_VECTOR: u8 = 0x40;
+pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
+
+const INVALID_OPCODE: u8 = 6;
+
+/// Services of ring 0, as `boot.s` numbers them.
+const SLEEP: u32 = 1;
+const CPUID: u32 = 2;
+const WRMSR: u32 = 3;
+const STOP: u32 = 4;
+
+const KERNEL_CODE: u64 = 0x18;
+
+unsafe extern "C" {
+    static mut idt: [[u64; 2]; 256];
+    fn exception_stubs();
+    fn timer_interrupt();
+    fn ignore_interrupt();
+    fn invalid_opcode();
+}
+
+/// Fills the IDT that `boot.s` has already loaded. Before this, any exception is a triple fault.
+pub(crate) fn fill_idt() {
+    for exception in 0..32 {
+        set_gate(exception, exception_stubs as *const () as u64 + 16 * u64::from(exception));
+    }
+    set_gate(INVALID_OPCODE, invalid_opcode as *const () as u64);
+    set_gate(TIMER_VECTOR, timer_interrupt as *const () as u64);
+    set_gate(SPURIOUS_VECTOR, ignore_interrupt as *const () as u64);
+}
+
+fn set_gate(vector: u8, handler: u64) {
+    let interrupt_gate = 0x8e00;
+    let low = handler & 0xffff | KERNEL_CODE << 16 | interrupt_gate << 32 | (handler >> 16 & 0xffff) << 48;
+    // SAFETY: only vCPU 0 writes the table, before any other starts.
+    unsafe { (&raw mut idt[usize::from(vector)]).write_volatile([low, handler >> 32]) };
+}
+
+/// The TSC, not read ahead of what comes before it. Also a barrier for the compiler: what the
+/// VMM does to memory between two turns is read again.
+pub(crate) fn rdtsc() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a counter.
+    unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+pub(crate) fn outb(port: u16, value: u8) {
+    // SAFETY: I/O does not touch memory; which ports are written is the callers' business.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, nomem)) };
+}
+
+pub(crate) fn inb(port: u16) -> u8 {
+    let value;
+    // SAFETY: as in `outb`.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, nomem)) };
+    value
+}
+
+pub(crate) fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: the service writes the MSR and returns; KVM may write memory for some.
+    unsafe {
+        asm!("call call_ring0", in("r8d") WRMSR, in("ecx") msr, in("eax") value as u32,
+            in("edx") (value >> 32) as u32);
+    }
+}
+
+/// CPUID as ring 0 sees it: on some hosts ring 3 sees more than the VMM has set.
+/// Returns eax, ebx, ecx, edx.
+pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
+    let (eax, ebx, ecx, edx): (u32, u64, u32, u32);
+    // SAFETY: rbx belongs to the compiler, so it is kept in another register.
+    unsafe {
+        asm!("mov {keep}, rbx", "call call_ring0", "xchg {keep}, rbx", keep = out(reg) ebx,
+            in("r8d") CPUID, inout("eax") leaf => eax, inout("ecx") 0 => ecx, out("edx") edx);
+    }
+    [eax, ebx as u32, ecx, edx]
+}
+
+/// Arms the TSC deadline and halts until an interrupt.
+pub(crate) fn sleep_deadline(tsc: u64) {
+    // SAFETY: the service changes eax, ecx, edx only.
+    unsafe {
+        asm!("call call_ring0", in("r8d") SLEEP, inout("eax") tsc as u32 => _, inout("ecx") 1 => _,
+            inout("edx") (tsc >> 32) as u32 => _);
+    }
+}
+
+/// Arms the one-shot timer and halts until an interrupt.
+pub(crate) fn sleep_one_shot(count: u32) {
+    // SAFETY: as in `sleep_deadline`.
+    unsafe {
+        asm!("call call_ring0", in("r8d") SLEEP, inout("eax") count => _, inout("ecx") 0 => _, out("edx") _);
+    }
+}
+
+/// Halts this vCPU for ever.
+pub(crate) fn stop() -> ! {
+    // SAFETY: the service does not return.
+    unsafe { asm!("call call_ring0", in("r8d") STOP, options(noreturn)) };
+}
+
+/// Powers off by ACPI as tern has it (PM1a_CNT: S5), else resets by the i8042, else stops.
+pub(crate) fn power_off() -> ! {
+    // SAFETY: as in `outb`.
+    unsafe { asm!("out dx, ax", in("dx") 0x604_u16, in("ax") 0x3400_u16, options(nostack, nomem)) };
+    outb(0x64, 0xfe);
+    stop()
+}
