@@ -77,7 +77,7 @@ pub trait Stateful: Send {
 pub type Apply = Box<dyn FnOnce() -> Result<(), RestoreError> + Send>;
 
 /// One row of the VMM's table of what migrates.
-pub trait Part: Send {
+pub trait Part: Send + Sync {
     /// Section's name, instance, and the version in which it is saved.
     fn offer(&self) -> (&'static str, u32, u16);
     /// Adds the state to `set`.
