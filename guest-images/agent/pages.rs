@@ -93,7 +93,6 @@ pub fn run(load: Load, figures: &Figures, clock: &mut Clock) {
         print!("\nerror: pages: no memory for {bytes} bytes; give less, or the guest more\n");
         return;
     };
-    sys::advise_huge(memory, bytes);
     // SAFETY: a fresh private mapping of exactly this size, page-aligned and zeroed,
     // and nothing else in this process refers to it.
     let memory = unsafe { core::slice::from_raw_parts_mut(memory.cast::<u64>(), pages as usize * WORDS) };

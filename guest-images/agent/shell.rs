@@ -174,12 +174,14 @@ fn open(path: &str, flags: usize) -> Result<File, Failure> {
 }
 
 fn cat(path: &str) -> Outcome {
-    let file = open(path, sys::O_RDONLY)?;
-    let mut buffer = [0u8; 1024];
+    // Never waits: `cat /dev/kmsg` prints the kernel's messages and ends.
+    let file = open(path, sys::O_RDONLY | sys::O_NONBLOCK)?;
+    let mut buffer = [0u8; 8192];
     loop {
-        match system("read it", sys::read(file.0, &mut buffer))? {
-            0 => return Ok(()),
-            count => text::write_all(&buffer[..count]),
+        match sys::read(file.0, &mut buffer) {
+            Ok(0) | Err(sys::EAGAIN) => return Ok(()),
+            Ok(count) => text::write_all(&buffer[..count]),
+            Err(errno) => return Err(Failure::System("read it", errno)),
         }
     }
 }

@@ -16,6 +16,7 @@ pub const EAGAIN: Errno = Errno(11);
 pub const EINVAL: Errno = Errno(22);
 pub const O_RDONLY: usize = 0;
 pub const O_RDWR: usize = 2;
+pub const O_NONBLOCK: usize = 0o4000;
 pub const O_DIRECT: usize = 0o40000;
 pub const O_DIRECTORY: usize = 0o200000;
 pub const O_CLOEXEC: usize = 0o2000000;
@@ -34,7 +35,6 @@ const MAP_SHARED: usize = 1;
 const MAP_PRIVATE: usize = 2;
 const MAP_ANONYMOUS: usize = 0x20;
 const PROT_READ_WRITE: usize = 3;
-const MADV_HUGEPAGE: usize = 14;
 const WNOHANG: usize = 1;
 
 #[repr(C)]
@@ -144,11 +144,6 @@ pub fn drain(fd: i32) {
 pub fn map(bytes: usize, shared: bool) -> Result<*mut u8> {
     let flags = MAP_ANONYMOUS | if shared { MAP_SHARED } else { MAP_PRIVATE };
     call(9, [0, bytes, PROT_READ_WRITE, flags, usize::MAX, 0]).map(|address| address as *mut u8)
-}
-
-/// Asks for huge pages: fewer faults on first touch. A kernel without them refuses, harmlessly.
-pub fn advise_huge(address: *mut u8, bytes: usize) {
-    let _ = call(28, [address as usize, bytes, MADV_HUGEPAGE, 0, 0, 0]);
 }
 
 /// Creates a directory or mounts a file system; strings must end in NUL.

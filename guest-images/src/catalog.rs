@@ -37,14 +37,17 @@ pub const PULSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pulse"));
 pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
 
 /// Kernel parameters of the Linux images on every host. `BOOT.md` says why each is there.
-pub const CMDLINE_ALWAYS: &str = "console=ttyS0 quiet reboot=t panic=-1";
+pub const CMDLINE_ALWAYS: &str = "console=ttyS0 quiet reboot=k panic=-1";
 
 /// Kernel parameters that a Linux kernel needs besides, with the three patches of the images, on
 /// hosts whose KVM interprets ring 0 (`kvm_pvm`): the interpreter does not know the instructions
 /// that these features bring, and CPUID cannot hide all of the features there.
-pub const CMDLINE_INTERPRETED_RING0: &str = "tsc=reliable nofsgsbase clearcpuid=\
-cx16,smap,smep,fsgsbase,umip,popcnt,xsave,xsavec,xsaves,xsaveopt,rdrand,rdseed,invpcid,pcid,pku,\
-bmi1,bmi2,avx,avx2,movbe,erms,fsrm,clflushopt,clwb,movdiri,movdir64b,serialize,waitpkg,cldemote,la57";
+///
+/// The kernel reads 127 bytes of `clearcpuid=` and drops the rest in silence. It clears what depends
+/// on a feature with it: `xsave` stands for `avx`, `pku` and twenty more.
+pub const CMDLINE_INTERPRETED_RING0: &str = "tsc=reliable rodata=off clearcpuid=\
+cx16,smap,smep,fsgsbase,umip,popcnt,xsave,rdrand,rdseed,invpcid,pcid,erms,fsrm,fsrs,serialize,\
+waitpkg,clflushopt,clwb";
 
 /// All images.
 pub fn images() -> &'static [ImageInfo] {
@@ -83,4 +86,22 @@ pub(crate) fn find(name: &str) -> Result<&'static ImageInfo, ImageError> {
         let known = IMAGES.iter().map(|image| image.name).collect::<Vec<_>>().join(", ");
         ImageError::UnknownImage { name: name.to_owned(), known }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_features_fits_in_what_the_kernel_reads() {
+        let features = CMDLINE_INTERPRETED_RING0.split(' ').find_map(|word| word.strip_prefix("clearcpuid="));
+        assert!(features.is_some_and(|list| list.len() <= 127 && list.ends_with(",clwb")));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for (index, image) in images().iter().enumerate() {
+            assert_eq!(images().iter().position(|other| other.name == image.name), Some(index));
+        }
+    }
 }
