@@ -203,7 +203,8 @@ impl VmConfig {
     /// # Errors
     /// The first [`ConfigError`] found.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.name.is_empty() || self.name.len() > NAME_LIMIT_BYTES || self.name.contains(char::is_control) {
+        if self.name.is_empty() || self.name.len() > NAME_LIMIT_BYTES || self.name.contains(char::is_control)
+        {
             return Err(ConfigError::Name { given: self.name.clone() });
         }
         if self.cpus == 0 || self.cpus > CPU_LIMIT {
@@ -317,7 +318,8 @@ mod tests {
 
     #[test]
     fn the_same_tap_twice_is_refused() {
-        let nets = NetConfig::resolve(vec!["tap=a".parse().unwrap(), "tap=a".parse().unwrap()], None, Uuid::nil());
+        let nets =
+            NetConfig::resolve(vec!["tap=a".parse().unwrap(), "tap=a".parse().unwrap()], None, Uuid::nil());
         let config = VmConfig { nets, ..machine() };
         assert_eq!(config.check(), Err(ConfigError::TapTwice { tap: "a".into() }));
     }

@@ -175,7 +175,11 @@ pub fn check_uri(text: &str) -> Result<(), FormError> {
             let (host, port) = rest.rsplit_once(':').ok_or(FormError::Tcp)?;
             let bracketed = host.starts_with('[') && host.ends_with(']');
             let plain = !host.contains(':') || bracketed;
-            if !plain || port.is_empty() || port.parse::<u16>().is_err() { Err(FormError::Tcp) } else { Ok(()) }
+            if !plain || port.is_empty() || port.parse::<u16>().is_err() {
+                Err(FormError::Tcp)
+            } else {
+                Ok(())
+            }
         }
         Some(("unix", "")) => Err(FormError::NoPath { form: "unix:PATH" }),
         Some(("unix", _)) => Ok(()),

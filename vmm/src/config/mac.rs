@@ -11,7 +11,9 @@ pub struct MacAddress(pub [u8; 6]);
 
 /// Text that is no address of a single interface.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{text}` is not a unicast MAC address: write six hex bytes with an even first one, such as 02:00:00:00:00:01")]
+#[error(
+    "`{text}` is not a unicast MAC address: write six hex bytes with an even first one, such as 02:00:00:00:00:01"
+)]
 pub struct MacError {
     text: String,
 }
@@ -38,7 +40,8 @@ impl FromStr for MacAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
+            let part =
+                parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
             *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or_else(error)?;
         }
         let unicast = bytes[0] & 1 == 0 && bytes != [0; 6];
@@ -62,7 +65,9 @@ mod tests {
         let mac: MacAddress = "02:aB:00:00:00:0f".parse().unwrap();
         assert_eq!(mac, MacAddress([2, 0xab, 0, 0, 0, 15]));
         assert_eq!(mac.to_string(), "02:ab:00:00:00:0f");
-        for text in ["", "02", "02:00:00:00:00", "02:00:00:00:00:00:00", "03:00:00:00:00:00", "+2:00:00:00:00:01"] {
+        for text in
+            ["", "02", "02:00:00:00:00", "02:00:00:00:00:00:00", "03:00:00:00:00:00", "+2:00:00:00:00:01"]
+        {
             assert!(text.parse::<MacAddress>().unwrap_err().to_string().contains("six hex bytes"), "{text}");
         }
     }

@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "G", "-1", "1X", "1.", ".5G", "1.5.5G", "1 G", "1e9", "1.0000000000001G", "é", "1iG"] {
+        for text in ["", "G", "-1", "1X", "1.", ".5G", "1.5.5G", "1 G", "1e9", "1.0000000000001G", "é", "1iG"]
+        {
             assert_eq!(text.parse::<ByteSize>(), Err(SizeError::Malformed), "{text}");
         }
         for text in ["99999999999999999999", "18446744073709551615K"] {

@@ -1,17 +1,29 @@
 //! The control socket: QMP for those who know it, `tern`'s own subcommands, and tests.
 //!
 //! ```text
-//! client --- unix socket --- server --- commands (table) --- Operations (the machine)
-//!    ^                          |
-//!    '-------- events ----------'--- EventSink, cloned into every thread
+//! client --- unix socket --- connection --- commands (table) --- Operations (the machine)
+//!    ^                           |
+//!    '-------- events --------- server --- EventQueue <--- EventSink, cloned into every thread
 //! ```
 
+mod arguments;
+pub mod client;
+pub mod commands;
+mod connection;
 mod error;
 mod event;
+mod framer;
 mod operations;
+mod server;
+mod socket;
+#[cfg(test)]
+mod testing;
 
+pub use arguments::{Argument, Kind};
 pub use error::{CommandError, ErrorCode, chain};
 pub use event::{Event, EventQueue, EventSink, Stamped, event_queue};
 pub use operations::{
     CpuFacts, MachineFacts, MigrateRequest, Operations, ParameterValues, Resolution, RunState, SerialFacts,
 };
+pub use server::{CLIENT_LIMIT, ControlServer};
+pub use socket::{ListeningSocket, SocketError};

@@ -9,10 +9,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tern_migration::config::Parameters;
 
 use super::CommandError;
 
-/// Values by parameter name, as a client gave them. `tern_migration`'s table says what is legal.
+/// Changes as a client gave them: values by parameter name, for [`Parameters::merged`].
 pub type ParameterValues = Map<String, Value>;
 
 /// What the machine is doing.
@@ -73,16 +74,13 @@ impl RunState {
     }
 }
 
-/// Start a migration. `parameters` and `capabilities` are for this migration only; what they leave out has its
-/// default.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Start a migration.
+#[derive(Clone, Debug, PartialEq)]
 pub struct MigrateRequest {
     /// Where to: `tcp:HOST:PORT` or `unix:PATH`.
     pub uri: String,
-    /// Parameters, by name.
-    pub parameters: ParameterValues,
-    /// Names of the capabilities to use.
-    pub capabilities: Vec<String>,
+    /// Parameters and capabilities of this migration alone: the defaults, with what the client gave. Checked.
+    pub parameters: Parameters,
 }
 
 /// Who goes on after a migration in doubt.
@@ -151,21 +149,19 @@ pub trait Operations: Send {
     fn reset(&mut self) -> Result<(), CommandError>;
     /// Presses the ACPI power button.
     fn powerdown(&mut self) -> Result<(), CommandError>;
-    /// Starts a migration in a thread of its own. Refuses unknown or illegal parameters before anything moves.
+    /// Starts a migration in a thread of its own.
     fn migrate(&mut self, request: MigrateRequest) -> Result<(), CommandError>;
     /// Starts listening, in a process that was started with `--incoming defer`. An error leaves it ready for
-    /// another try.
-    fn migrate_incoming(&mut self, uri: &str, parameters: &ParameterValues) -> Result<(), CommandError>;
+    /// another try. `changes` apply to what `set_parameters` has set before.
+    fn migrate_incoming(&mut self, uri: &str, changes: &ParameterValues) -> Result<(), CommandError>;
     /// `query-migrate`'s whole answer: QMP's fields, and our `report`. `{}` if there was no migration yet.
     fn query_migrate(&self) -> Value;
     /// Cancels the migration; nothing happens where none runs.
     fn cancel(&mut self) -> Result<(), CommandError>;
     /// Changes the running migration's parameters, or, before `migrate-incoming`, that one's. All or nothing.
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError>;
-    /// The parameters of the running or awaited migration, or the defaults: an object by name.
-    fn parameters(&self) -> Value;
-    /// `query-migrate-capabilities`' answer: a list of `{"capability": name, "state": bool}`.
-    fn capabilities(&self) -> Value;
+    /// The parameters of the running or awaited migration, or the defaults.
+    fn parameters(&self) -> Parameters;
     /// Ends a migration in doubt.
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError>;
 }

@@ -1,0 +1,468 @@
+//! The table of commands: the server runs it, `query-commands` shows it, and the documents are checked
+//! against it.
+
+use serde_json::{Map, Value, json};
+use tern_migration::config::Parameters;
+
+use super::arguments::{Argument, Arguments, Kind, shortened};
+use super::operations::{MigrateRequest, Operations, Resolution, RunState, SerialFacts};
+use super::{CommandError, ErrorCode};
+
+/// Every state.
+const ANY: &[RunState] = &RunState::ALL;
+/// A machine whose vCPUs can be started and stopped.
+const ALIVE: &[RunState] = &[RunState::Running, RunState::Paused];
+
+/// What a command's handler is.
+type Handler = fn(&mut dyn Operations, Arguments) -> Result<Value, CommandError>;
+
+/// A command of the control socket.
+pub struct Command {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, in one sentence.
+    pub help: &'static str,
+    /// What it takes.
+    pub arguments: &'static [Argument],
+    /// The states in which it is legal.
+    pub legal: &'static [RunState],
+    run: Handler,
+}
+
+const URI: Argument =
+    Argument { name: "uri", kind: Kind::Text, required: true, help: "tcp:HOST:PORT or unix:PATH" };
+const PARAMETERS: Argument = Argument {
+    name: "parameters",
+    kind: Kind::Parameters,
+    required: false,
+    help: "parameters of this migration only, by name; query-migrate-parameters lists them",
+};
+const CAPABILITIES: Argument = Argument {
+    name: "capabilities",
+    kind: Kind::Capabilities,
+    required: false,
+    help: "capabilities of this migration only; query-migrate-capabilities lists them",
+};
+const RESOLUTION: Argument = Argument {
+    name: "resolution",
+    kind: Kind::Choice(&["run", "discard"]),
+    required: true,
+    help: "run: the guest goes on here, and you have made sure that it doesn't at the destination; discard: it is there",
+};
+const ENABLE: Argument =
+    Argument { name: "enable", kind: Kind::Empty, required: false, help: "QMP capabilities; there are none" };
+
+/// All commands, by name.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "cont",
+        help: "Starts the vCPUs.",
+        arguments: &[],
+        legal: ALIVE,
+        run: |vm, _| done(vm.cont()),
+    },
+    Command {
+        name: "migrate",
+        help: "Starts to move the guest to another process, and returns at once.",
+        arguments: &[URI, CAPABILITIES, PARAMETERS],
+        legal: ALIVE,
+        run: migrate,
+    },
+    Command {
+        name: "migrate-incoming",
+        help: "Says where to listen, in a process started with --incoming defer.",
+        arguments: &[URI, PARAMETERS],
+        legal: &[RunState::InMigrate],
+        run: |vm, mut arguments| {
+            let parameters = arguments.object("parameters");
+            done(vm.migrate_incoming(arguments.text("uri"), &parameters))
+        },
+    },
+    Command {
+        name: "migrate-resolve",
+        help: "Says who goes on after a migration in doubt.",
+        arguments: &[RESOLUTION],
+        legal: &[RunState::InDoubt],
+        run: |vm, arguments| {
+            let run = arguments.text("resolution") == "run";
+            done(vm.resolve(if run { Resolution::Run } else { Resolution::Discard }))
+        },
+    },
+    Command {
+        name: "migrate-set-parameters",
+        help: "Changes parameters (arguments by their names) of the running migration, or of the awaited one.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, mut arguments| {
+            let changes = arguments.object(FREE);
+            done(vm.set_parameters(&changes))
+        },
+    },
+    Command {
+        name: "migrate_cancel",
+        help: "Cancels the migration; does nothing where none runs.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| done(vm.cancel()),
+    },
+    Command {
+        name: "qmp_capabilities",
+        help: "Ends the negotiation: the first command of every connection.",
+        arguments: &[ENABLE],
+        legal: ANY,
+        run: |_, _| Err(CommandError::new(ErrorCode::UnknownCommand, "the negotiation is already complete")),
+    },
+    Command {
+        name: "query-chardev",
+        help: "Shows where the serial port goes.",
+        arguments: &[],
+        legal: ANY,
+        run: query_chardev,
+    },
+    Command {
+        name: "query-commands",
+        help: "Lists the commands.",
+        arguments: &[],
+        legal: ANY,
+        run: |_, _| Ok(describe()),
+    },
+    Command {
+        name: "query-cpus-fast",
+        help: "Lists the vCPUs.",
+        arguments: &[],
+        legal: ANY,
+        run: query_cpus,
+    },
+    Command {
+        name: "query-migrate",
+        help: "Shows the running migration, or how the last one ended.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(vm.query_migrate()),
+    },
+    Command {
+        name: "query-migrate-capabilities",
+        help: "Lists the capabilities that a migration can use.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(vm.parameters().capabilities.to_json()),
+    },
+    Command {
+        name: "query-migrate-parameters",
+        help: "Shows the parameters of the running or awaited migration, or else their defaults.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(vm.parameters().to_json().into()),
+    },
+    Command {
+        name: "query-name",
+        help: "Shows the machine's name.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(json!({ "name": vm.facts().name })),
+    },
+    Command {
+        name: "query-status",
+        help: "Shows whether the guest runs.",
+        arguments: &[],
+        legal: ANY,
+        run: query_status,
+    },
+    Command {
+        name: "query-uuid",
+        help: "Shows the machine's UUID.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(json!({ "UUID": vm.facts().uuid.to_string() })),
+    },
+    Command {
+        name: "query-version",
+        help: "Shows tern's version.",
+        arguments: &[],
+        legal: ANY,
+        run: |_, _| Ok(version()),
+    },
+    Command {
+        name: "quit",
+        help: "Ends the process, without asking the guest.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| done(vm.quit()),
+    },
+    Command {
+        name: "stop",
+        help: "Stops the vCPUs.",
+        arguments: &[],
+        legal: ALIVE,
+        run: |vm, _| done(vm.stop()),
+    },
+    Command {
+        name: "system_powerdown",
+        help: "Presses the guest's power button.",
+        arguments: &[],
+        legal: ALIVE,
+        run: |vm, _| done(vm.powerdown()),
+    },
+    Command {
+        name: "system_reset",
+        help: "Starts the machine anew.",
+        arguments: &[],
+        legal: ALIVE,
+        run: |vm, _| done(vm.reset()),
+    },
+];
+
+/// The one command whose arguments are the parameters themselves, as QMP has it.
+const FREE_COMMAND: &str = "migrate-set-parameters";
+/// Under this name its handler finds them.
+const FREE: &str = "parameters";
+
+/// Runs a command: looks it up, checks arguments and state, and calls the machine.
+///
+/// # Errors
+/// Whatever a client is to be told.
+pub fn run(
+    vm: &mut dyn Operations,
+    name: &str,
+    arguments: Map<String, Value>,
+) -> Result<Value, CommandError> {
+    let command = find(name)?;
+    let arguments = if command.name == FREE_COMMAND {
+        let nested = Map::from_iter([(FREE.to_owned(), Value::Object(arguments))]);
+        Arguments::check(name, &[PARAMETERS], nested)?
+    } else {
+        Arguments::check(name, command.arguments, arguments)?
+    };
+    check_state(command, vm.run_state())?;
+    (command.run)(vm, arguments)
+}
+
+/// The command `name`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn find(name: &str) -> Result<&'static Command, CommandError> {
+    COMMANDS.iter().find(|command| command.name == name).ok_or_else(|| {
+        let text = format!("there is no command `{}`; query-commands lists them", shortened(name));
+        CommandError::new(ErrorCode::UnknownCommand, text)
+    })
+}
+
+/// Checks the arguments of a command that the server itself answers.
+///
+/// # Errors
+/// An argument is unknown or of a wrong type.
+pub fn check_arguments(name: &str, arguments: Map<String, Value>) -> Result<(), CommandError> {
+    Arguments::check(name, find(name)?.arguments, arguments).map(|_| ())
+}
+
+fn check_state(command: &Command, state: RunState) -> Result<(), CommandError> {
+    if command.legal.contains(&state) {
+        return Ok(());
+    }
+    let legal: Vec<&str> = command.legal.iter().map(|state| state.name()).collect();
+    let (name, legal) = (command.name, legal.join(", "));
+    let remedy = match state {
+        RunState::PostMigrate => {
+            "; the guest has moved away: ask at its destination, or end this process with quit"
+        }
+        RunState::InMigrate => "; a guest is awaited here: let it arrive first",
+        RunState::FinishMigrate => "; a migration is in its last stage: wait, or migrate_cancel",
+        RunState::InDoubt => "; migrate-resolve says who goes on",
+        RunState::Shutdown | RunState::InternalError => "; the machine has ended: quit, and start it again",
+        RunState::Running | RunState::Paused => "",
+    };
+    Err(CommandError::illegal(format!(
+        "`{name}` is legal in: {legal}; the state is {}{remedy}",
+        state.name()
+    )))
+}
+
+fn done(result: Result<(), CommandError>) -> Result<Value, CommandError> {
+    result.map(|()| json!({}))
+}
+
+fn migrate(vm: &mut dyn Operations, mut arguments: Arguments) -> Result<Value, CommandError> {
+    let mut changes = arguments.object("parameters");
+    if let Some(list) = arguments.capabilities("capabilities") {
+        changes.insert("capabilities".to_owned(), list);
+    }
+    // Always from the defaults: nothing that was set for another migration leaks into this one.
+    let parameters = Parameters::default().merged(&changes);
+    let parameters = parameters.map_err(|error| CommandError::invalid(format!("`migrate`: {error}")))?;
+    done(vm.migrate(MigrateRequest { uri: arguments.text("uri").to_owned(), parameters }))
+}
+
+fn query_status(vm: &mut dyn Operations, _: Arguments) -> Result<Value, CommandError> {
+    let state = vm.run_state();
+    let running = state == RunState::Running;
+    Ok(json!({ "status": state.qmp_name(), "running": running, "singlestep": false, "detail": state.name() }))
+}
+
+fn query_cpus(vm: &mut dyn Operations, _: Arguments) -> Result<Value, CommandError> {
+    let describe = |cpu: &super::CpuFacts| {
+        json!({
+            "cpu-index": cpu.index,
+            "thread-id": cpu.thread_id,
+            "qom-path": format!("/machine/cpu[{}]", cpu.index),
+            "props": { "core-id": cpu.index },
+            "target": "x86_64",
+        })
+    };
+    Ok(vm.facts().cpus.iter().map(describe).collect())
+}
+
+/// QMP's three fields, and the path and kind apart, so that nobody has to take `filename` to pieces.
+fn query_chardev(vm: &mut dyn Operations, _: Arguments) -> Result<Value, CommandError> {
+    let entry = |filename: String, connected: bool| json!({ "label": "serial0", "filename": filename, "frontend-open": connected });
+    let entry = match vm.facts().serial {
+        SerialFacts::Stdio => entry("stdio".to_owned(), true),
+        SerialFacts::Null => entry("null".to_owned(), true),
+        SerialFacts::File(path) => entry(format!("file:{}", path.display()), true),
+        SerialFacts::Unix { path, connected } => {
+            let mut entry = entry(format!("unix:{},server=on", path.display()), connected);
+            entry["path"] = path.display().to_string().into();
+            entry
+        }
+    };
+    Ok(json!([entry]))
+}
+
+/// `query-version`'s answer, and the greeting's `version`: QMP's shape, tern's numbers.
+pub fn version() -> Value {
+    let number = |text: &str| text.parse::<u32>().unwrap_or_default();
+    let qemu = json!({
+        "major": number(env!("CARGO_PKG_VERSION_MAJOR")),
+        "minor": number(env!("CARGO_PKG_VERSION_MINOR")),
+        "micro": number(env!("CARGO_PKG_VERSION_PATCH")),
+    });
+    json!({ "qemu": qemu, "package": concat!("tern-", env!("CARGO_PKG_VERSION")) })
+}
+
+/// The table, as `query-commands` shows it: QMP's `name`, and what else a person wants to know.
+fn describe() -> Value {
+    let argument = |argument: &Argument| {
+        json!({
+            "name": argument.name,
+            "type": argument.kind.name(),
+            "required": argument.required,
+            "help": argument.help,
+        })
+    };
+    let command = |command: &Command| {
+        json!({
+            "name": command.name,
+            "help": command.help,
+            "arguments": command.arguments.iter().map(argument).collect::<Vec<_>>(),
+            "states": command.legal.iter().map(|state| state.name()).collect::<Vec<_>>(),
+        })
+    };
+    COMMANDS.iter().map(command).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::testing::FakeMachine;
+
+    fn run_json(vm: &mut FakeMachine, name: &str, arguments: Value) -> Result<Value, CommandError> {
+        run(vm, name, arguments.as_object().cloned().unwrap_or_default())
+    }
+
+    #[test]
+    fn names_are_sorted_and_distinct() {
+        assert!(COMMANDS.windows(2).all(|pair| pair[0].name < pair[1].name));
+    }
+
+    #[test]
+    fn stop_and_cont() {
+        let mut vm = FakeMachine::default();
+        assert_eq!(run_json(&mut vm, "stop", json!({})), Ok(json!({})));
+        let status = run_json(&mut vm, "query-status", json!({})).unwrap();
+        assert_eq!((&status["status"], &status["running"]), (&json!("paused"), &json!(false)));
+        assert_eq!(run_json(&mut vm, "cont", json!({})), Ok(json!({})));
+        assert_eq!(vm.state, RunState::Running);
+    }
+
+    #[test]
+    fn illegal_states_say_what_is_legal_and_what_to_do() {
+        let mut vm = FakeMachine { state: RunState::PostMigrate, ..FakeMachine::default() };
+        let error = run_json(&mut vm, "cont", json!({})).unwrap_err();
+        assert_eq!(error.code, ErrorCode::IllegalState);
+        assert!(
+            error.desc.contains("running, paused; the state is postmigrate; the guest has moved"),
+            "{error}"
+        );
+        let error = run_json(&mut vm, "migrate-resolve", json!({"resolution": "run"})).unwrap_err();
+        assert_eq!(error.code, ErrorCode::IllegalState);
+        assert!(vm.calls.is_empty());
+    }
+
+    #[test]
+    fn a_machine_in_doubt_says_so_and_is_resolved() {
+        let mut vm = FakeMachine { state: RunState::InDoubt, ..FakeMachine::default() };
+        let status = run_json(&mut vm, "query-status", json!({})).unwrap();
+        assert_eq!((&status["status"], &status["detail"]), (&json!("postmigrate"), &json!("in-doubt")));
+        run_json(&mut vm, "migrate-resolve", json!({"resolution": "discard"})).unwrap();
+        assert_eq!(vm.calls, ["resolve Discard"]);
+        let error = run_json(&mut vm, "migrate-resolve", json!({"resolution": "maybe"})).unwrap_err();
+        assert!(error.desc.contains("run|discard"), "{error}");
+    }
+
+    #[test]
+    fn migrate_takes_its_own_parameters() {
+        let mut vm = FakeMachine::default();
+        let capabilities = json!([{"capability": "events", "state": false}]);
+        let parameters = json!({"downtime-limit": 50});
+        let arguments = json!({"uri": "unix:m", "parameters": parameters, "capabilities": capabilities});
+        run_json(&mut vm, "migrate", arguments).unwrap();
+        run_json(&mut vm, "migrate", json!({"uri": "unix:n", "capabilities": ["events"]})).unwrap();
+        assert_eq!(vm.calls, ["migrate unix:m 50 ms events false", "migrate unix:n 300 ms events true"]);
+    }
+
+    #[test]
+    fn bad_parameters_are_refused_before_the_machine_is_asked() {
+        let mut vm = FakeMachine::default();
+        for extra in [
+            json!({"parameters": {"downtime": 1}}),
+            json!({"parameters": {"downtime-limit": -1}}),
+            json!({"parameters": {"max-bandwidth": 1}}),
+            json!({"capabilities": ["warp"]}),
+        ] {
+            let mut arguments = extra;
+            arguments["uri"] = "unix:m".into();
+            let error = run_json(&mut vm, "migrate", arguments).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+        }
+        assert!(vm.calls.is_empty());
+    }
+
+    #[test]
+    fn set_parameters_takes_any_names() {
+        let mut vm = FakeMachine::default();
+        run_json(&mut vm, "migrate-set-parameters", json!({"max-bandwidth": 1})).unwrap();
+        assert_eq!(vm.calls, [r#"set {"max-bandwidth":1}"#]);
+    }
+
+    #[test]
+    fn the_serial_socket_can_be_found() {
+        let mut vm = FakeMachine::default();
+        let list = run_json(&mut vm, "query-chardev", json!({})).unwrap();
+        assert_eq!(list[0]["path"], "/run/serial");
+        assert_eq!(list[0]["filename"], "unix:/run/serial,server=on");
+    }
+
+    #[test]
+    fn unknown_commands_are_of_their_class() {
+        let error = run_json(&mut FakeMachine::default(), &"x".repeat(9999), json!({})).unwrap_err();
+        assert_eq!(error.to_json()["class"], "CommandNotFound");
+        assert!(error.desc.len() < 200);
+    }
+
+    #[test]
+    fn every_command_describes_itself() {
+        let list = describe();
+        assert_eq!(list.as_array().map(Vec::len), Some(COMMANDS.len()));
+        assert!(COMMANDS.iter().all(|command| command.help.ends_with('.') && !command.legal.is_empty()));
+    }
+}

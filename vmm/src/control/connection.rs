@@ -1,0 +1,409 @@
+//! One client of the control socket: its input, its output and its place in the negotiation. Never blocks.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use serde_json::{Map, Value, json};
+use vmm_sys_util::epoll::EventSet;
+
+use super::arguments::shortened;
+use super::framer::{Frame, Framer};
+use super::operations::Operations;
+use super::{CommandError, ErrorCode, commands};
+
+/// Most bytes that wait for a client which doesn't read; beyond, it is dropped.
+pub const OUTPUT_LIMIT_BYTES: usize = 1 << 20;
+/// With this much waiting, nothing more is read from the client: it shall take its answers first.
+const OUTPUT_PAUSE_BYTES: usize = 64 << 10;
+/// Bytes read before others have their turn.
+const READ_BYTES: usize = 16 << 10;
+
+/// Why a connection ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// The client has closed it, or the link broke.
+    Closed,
+    /// It doesn't read what it is sent.
+    TooSlow,
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    framer: Framer,
+    output: Vec<u8>,
+    sent: usize,
+    negotiated: bool,
+    /// What the loop waits for now.
+    interest: EventSet,
+}
+
+impl Connection {
+    /// Greets a new client.
+    ///
+    /// # Errors
+    /// The kernel refuses to make the socket non-blocking.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let mut connection = Self {
+            stream,
+            framer: Framer::default(),
+            output: Vec::new(),
+            sent: 0,
+            negotiated: false,
+            interest: EventSet::IN,
+        };
+        connection.queue(&json!({ "QMP": { "version": commands::version(), "capabilities": [] } }));
+        Ok(connection)
+    }
+
+    /// Its file descriptor, by which the loop knows it.
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// What the loop should wait for, if that has changed since the last call.
+    pub fn new_interest(&mut self) -> Option<EventSet> {
+        let waiting = self.output.len() - self.sent;
+        let mut interest = EventSet::empty();
+        interest.set(EventSet::IN, waiting < OUTPUT_PAUSE_BYTES);
+        interest.set(EventSet::OUT, waiting > 0);
+        (interest != self.interest).then(|| {
+            self.interest = interest;
+            interest
+        })
+    }
+
+    /// Tells an event, once the client has ended the negotiation.
+    ///
+    /// # Errors
+    /// The connection is to be dropped.
+    pub fn tell(&mut self, event: &Value) -> Result<(), Gone> {
+        if self.negotiated {
+            self.queue(event);
+        }
+        self.flush()
+    }
+
+    /// Reads a piece, runs what it completes and sends the answers.
+    ///
+    /// # Errors
+    /// The connection is to be dropped.
+    pub fn serve(&mut self, events: EventSet, vm: &mut dyn Operations) -> Result<(), Gone> {
+        if events.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::ERROR) {
+            let mut buffer = [0; READ_BYTES];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(Gone::Closed),
+                Ok(count) => self.take(buffer.get(..count).unwrap_or_default(), vm)?,
+                Err(error) if is_temporary(&error) => {}
+                Err(_) => return Err(Gone::Closed),
+            }
+        }
+        self.flush()
+    }
+
+    fn take(&mut self, bytes: &[u8], vm: &mut dyn Operations) -> Result<(), Gone> {
+        let mut frames = Vec::new();
+        self.framer.push(bytes, &mut frames);
+        for frame in frames {
+            let answer = match frame {
+                Frame::Object(bytes) => self.answer(&bytes, vm),
+                Frame::Fault(error) => json!({ "error": error.to_json() }),
+            };
+            self.queue(&answer);
+            if self.output.len() - self.sent > OUTPUT_LIMIT_BYTES {
+                return Err(Gone::TooSlow);
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, bytes: &[u8], vm: &mut dyn Operations) -> Value {
+        let (id, result) = match Call::parse(bytes) {
+            Ok(call) => (call.id, self.run(&call.name, call.arguments, vm)),
+            Err(Refused { id, error }) => (id, Err(error)),
+        };
+        let mut answer = match result {
+            Ok(value) => json!({ "return": value }),
+            Err(error) => json!({ "error": error.to_json() }),
+        };
+        if let (Some(id), Some(members)) = (id, answer.as_object_mut()) {
+            members.insert("id".to_owned(), id);
+        }
+        answer
+    }
+
+    fn run(
+        &mut self,
+        name: &str,
+        arguments: Map<String, Value>,
+        vm: &mut dyn Operations,
+    ) -> Result<Value, CommandError> {
+        if self.negotiated {
+            tracing::debug!(name, "command");
+            return commands::run(vm, name, arguments);
+        }
+        if name != "qmp_capabilities" {
+            let name = shortened(name);
+            let text = format!(
+                "`{name}` came before the negotiation: send {{\"execute\": \"qmp_capabilities\"}} first"
+            );
+            return Err(CommandError::new(ErrorCode::NotNegotiated, text));
+        }
+        commands::check_arguments(name, arguments)?;
+        self.negotiated = true;
+        Ok(json!({}))
+    }
+
+    fn queue(&mut self, message: &Value) {
+        if self.sent > 0 {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
+        self.output.extend(message.to_string().into_bytes());
+        self.output.extend(b"\r\n");
+    }
+
+    /// Sends what the socket takes.
+    fn flush(&mut self) -> Result<(), Gone> {
+        while let Some(waiting) = self.output.get(self.sent..).filter(|waiting| !waiting.is_empty()) {
+            match self.stream.write(waiting) {
+                Ok(0) => return Err(Gone::Closed),
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Err(Gone::Closed),
+            }
+        }
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+        }
+        if self.output.len() - self.sent > OUTPUT_LIMIT_BYTES { Err(Gone::TooSlow) } else { Ok(()) }
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// A command as it came.
+struct Call {
+    name: String,
+    arguments: Map<String, Value>,
+    id: Option<Value>,
+}
+
+/// An object that is no command; the answer carries its id if it has one.
+struct Refused {
+    id: Option<Value>,
+    error: CommandError,
+}
+
+impl Call {
+    fn parse(bytes: &[u8]) -> Result<Self, Refused> {
+        let malformed =
+            |id, text: String| Refused { id, error: CommandError::new(ErrorCode::MalformedInput, text) };
+        let parsed =
+            serde_json::from_slice(bytes).map_err(|error| malformed(None, format!("not JSON: {error}")))?;
+        let Value::Object(mut members) = parsed else {
+            return Err(malformed(
+                None,
+                "a command is an object, such as {\"execute\": \"query-status\"}".into(),
+            ));
+        };
+        let id = members.remove("id");
+        let Some(Value::String(name)) = members.remove("execute") else {
+            return Err(malformed(id, "`execute` must name a command; query-commands lists them".into()));
+        };
+        let arguments = match members.remove("arguments") {
+            None => Map::new(),
+            Some(Value::Object(arguments)) => arguments,
+            Some(_) => return Err(malformed(id, "`arguments` must be an object".into())),
+        };
+        match members.keys().next() {
+            Some(key) => {
+                let text =
+                    format!("unknown member `{}`: legal are execute, arguments and id", shortened(key));
+                Err(malformed(id, text))
+            }
+            None => Ok(Self { name, arguments, id }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control::testing::FakeMachine;
+
+    struct Fixture {
+        connection: Connection,
+        client: io::BufReader<UnixStream>,
+        vm: FakeMachine,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let (client, server) = UnixStream::pair().unwrap();
+            client.set_nonblocking(true).unwrap();
+            let connection = Connection::new(server).unwrap();
+            Self { connection, client: io::BufReader::new(client), vm: FakeMachine::default() }
+        }
+
+        /// Sends bytes and returns what comes back.
+        fn send(&mut self, bytes: &[u8]) -> Vec<Value> {
+            for piece in bytes.chunks(READ_BYTES) {
+                self.client.get_mut().write_all(piece).unwrap();
+                self.connection.serve(EventSet::IN, &mut self.vm).unwrap();
+            }
+            self.receive()
+        }
+
+        fn receive(&mut self) -> Vec<Value> {
+            let mut answers = Vec::new();
+            let mut line = String::new();
+            while self.client.read_line(&mut line).is_ok_and(|count| count > 0) {
+                answers.push(serde_json::from_str(&line).unwrap());
+                line.clear();
+            }
+            answers
+        }
+    }
+
+    fn negotiated() -> Fixture {
+        let mut fixture = Fixture::new();
+        let answers = fixture.send(br#"{"execute": "qmp_capabilities"}"#);
+        assert_eq!(answers.len(), 2);
+        assert_eq!(answers[1], json!({"return": {}}));
+        fixture
+    }
+
+    #[test]
+    fn the_greeting_has_qmps_shape() {
+        let greeting = Fixture::new().send(b"").pop();
+        assert!(greeting.is_none(), "nothing is sent before the first turn");
+        let mut fixture = Fixture::new();
+        let answers = fixture.send(b" ");
+        assert_eq!(answers[0]["QMP"]["version"]["package"], concat!("tern-", env!("CARGO_PKG_VERSION")));
+        assert!(answers[0]["QMP"]["version"]["qemu"]["micro"].is_u64());
+        assert_eq!(answers[0]["QMP"]["capabilities"], json!([]));
+    }
+
+    #[test]
+    fn commands_wait_for_the_negotiation() {
+        let mut fixture = Fixture::new();
+        let answers = fixture.send(br#"{"execute": "stop", "id": 1}"#);
+        assert_eq!(answers[1]["error"]["class"], "CommandNotFound");
+        assert_eq!(answers[1]["id"], 1);
+        let answers = fixture.send(br#"{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}"#);
+        assert_eq!(answers[0]["error"]["code"], "invalid-argument");
+        let answers = fixture.send(br#"{"execute": "qmp_capabilities", "arguments": {"enable": []}}"#);
+        assert_eq!(answers, [json!({"return": {}})]);
+        let answers = fixture.send(br#"{"execute": "qmp_capabilities"}"#);
+        assert_eq!(answers[0]["error"]["class"], "CommandNotFound");
+    }
+
+    #[test]
+    fn ids_come_back_and_commands_follow_each_other() {
+        let mut fixture = negotiated();
+        let answers =
+            fixture.send(br#"{"execute":"stop","id":{"n":[1]}}{"execute":"query-status","id":"x"}"#);
+        assert_eq!(answers[0], json!({"return": {}, "id": {"n": [1]}}));
+        assert_eq!(answers[1]["return"]["status"], "paused");
+        assert_eq!(answers[1]["id"], "x");
+    }
+
+    #[test]
+    fn broken_input_gets_an_error_and_the_connection_goes_on() {
+        let mut fixture = negotiated();
+        for broken in [
+            "nonsense",
+            "[1]",
+            "{}",
+            r#"{"execute": 1}"#,
+            r#"{"execute": "stop", "x": 1}"#,
+            r#"{"execute": "stop", "arguments": 1}"#,
+            r#"{"a" 1}"#,
+            "{\"\u{0}\": tru}",
+            r#"{"exec-oob": "quit"}"#,
+            r#"{"execute": "stop" "id": 1}"#,
+        ] {
+            let answers = fixture.send(format!("{broken}\n").as_bytes());
+            assert_eq!(answers.len(), 1, "{broken}");
+            assert_eq!(answers[0]["error"]["code"], "malformed-input", "{broken}: {}", answers[0]);
+        }
+        assert_eq!(fixture.send(br#"{"execute":"query-name"}"#), [json!({"return": {"name": "fake"}})]);
+        assert!(fixture.vm.calls.is_empty());
+    }
+
+    #[test]
+    fn oversized_input_gets_an_error_and_the_connection_goes_on() {
+        let mut fixture = negotiated();
+        let long = format!("{{\"execute\": \"{}\"}}\n", "x".repeat(1 << 20));
+        let answers = fixture.send(long.as_bytes());
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0]["error"]["code"], "too-large");
+        assert_eq!(fixture.send(br#"{"execute":"query-name"}"#).len(), 1);
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_first_paused_and_then_dropped() {
+        let mut fixture = negotiated();
+        let event = json!({"event": "STOP", "data": "x".repeat(1000)});
+        let mut told = 0;
+        let gone = loop {
+            if let Err(gone) = fixture.connection.tell(&event) {
+                break gone;
+            }
+            told += 1;
+            assert!(told < 10_000, "never dropped");
+            if fixture.connection.output.len() > 2 * OUTPUT_PAUSE_BYTES {
+                let interest = fixture.connection.new_interest();
+                assert!(interest.is_none_or(|interest| interest == EventSet::OUT));
+            }
+        };
+        assert_eq!(gone, Gone::TooSlow);
+        assert!(told > OUTPUT_LIMIT_BYTES / 1100);
+    }
+
+    #[test]
+    fn a_closed_connection_is_noticed() {
+        let mut fixture = negotiated();
+        fixture.client.get_mut().shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(fixture.connection.serve(EventSet::IN, &mut fixture.vm), Err(Gone::Closed));
+    }
+
+    fn mangled() -> impl Strategy<Value = Vec<u8>> {
+        let command =
+            r#"{"execute":"migrate","arguments":{"uri":"unix:x","parameters":{"downtime-limit":1}},"id":1}"#;
+        proptest::collection::vec((0..command.len(), any::<u8>()), 0..6).prop_map(move |changes| {
+            let mut bytes = command.as_bytes().to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_breaks_the_server(
+            pieces in proptest::collection::vec(prop_oneof![mangled(), proptest::collection::vec(any::<u8>(), 0..200)], 1..8),
+        ) {
+            let mut fixture = negotiated();
+            for piece in pieces {
+                fixture.send(&piece);
+            }
+            // The reset byte, and the connection is as good as new.
+            let answers = fixture.send(b"\xff{\"execute\":\"query-name\"}");
+            prop_assert_eq!(answers, [json!({"return": {"name": "fake"}})]);
+        }
+    }
+}
