@@ -16,6 +16,8 @@ const DIVIDE: u64 = 0x3e0;
 
 const MASKED: u32 = 1 << 16;
 const TSC_DEADLINE: u32 = 1 << 18;
+/// CPUID leaf 1, ecx.
+const CPUID_TSC_DEADLINE: u32 = 1 << 24;
 const DIVIDE_BY_1: u32 = 0xb;
 const INIT_ASSERT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
@@ -57,12 +59,13 @@ impl Timer {
     }
 }
 
-/// Finds out whether the APIC takes the deadline mode: CPUID is not to be trusted in ring 3.
+/// Deadline mode needs both: CPUID may promise it on kvm_pvm although the APIC refuses the mode, and
+/// QEMU's own APIC accepts the mode but has no such timer.
 pub(crate) fn choose_timer(tsc_khz: u64) -> Timer {
     cpu::outb(0x21, 0xff); // the old PICs stay silent
     cpu::outb(0xa1, 0xff);
     write(TIMER, MASKED | TSC_DEADLINE | u32::from(cpu::TIMER_VECTOR));
-    if read(TIMER) & TSC_DEADLINE != 0 {
+    if cpu::cpuid(1)[2] & CPUID_TSC_DEADLINE != 0 && read(TIMER) & TSC_DEADLINE != 0 {
         return Timer::TscDeadline;
     }
     write(DIVIDE, DIVIDE_BY_1);

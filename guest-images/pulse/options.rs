@@ -33,6 +33,8 @@ pub(crate) enum Poke {
     Generation,
     Number,
     Table,
+    /// A page fault.
+    Fault,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +115,7 @@ impl Options {
                     ("generation", Poke::Generation),
                     ("number", Poke::Number),
                     ("table", Poke::Table),
+                    ("fault", Poke::Fault),
                 ];
                 self.poke = choose(value, &known)?;
             }

@@ -14,7 +14,7 @@ pub(crate) struct Span {
 impl Span {
     /// Adds the part of `base..base + bytes` that is in `from..to`. Ranges come in rising order.
     pub(crate) fn add(&mut self, base: u64, bytes: u64, from: u64, to: u64) {
-        let first = base.max(from).next_multiple_of(PAGE_BYTES);
+        let first = base.max(from).min(to).next_multiple_of(PAGE_BYTES);
         let end = base.saturating_add(bytes).min(to) / PAGE_BYTES * PAGE_BYTES;
         if first < end && self.len < MAX_RANGES {
             self.ranges[self.len] = (first, (end - first) / PAGE_BYTES);

@@ -20,6 +20,9 @@ const ENTRIES_PER_TURN: usize = 4096;
 /// A page that fails is rewritten, so that it is reported once; and this is the end in any case.
 const MOST_REPORTS: u32 = 100;
 
+/// Above all memory that pulse maps.
+const UNMAPPED: usize = 1 << 45;
+
 struct Worker<'a> {
     cpu: u32,
     plan: &'a Plan,
@@ -215,6 +218,10 @@ impl<'a> Worker<'a> {
             Poke::Content => page[300] ^= 1 << 20,
             Poke::Generation => page[0] = page[0].wrapping_sub(1),
             Poke::Number => page[1] ^= 1,
+            Poke::Fault => {
+                // SAFETY: nothing is mapped there, so nothing is read: the vCPU takes a page fault and stops.
+                unsafe { (UNMAPPED as *const u8).read_volatile() };
+            }
             Poke::Table => {
                 let entry = self.entry(index);
                 self.set_entry(index, Entry { generation: entry.generation.wrapping_sub(1), ..entry });
