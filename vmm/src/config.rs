@@ -55,6 +55,8 @@ pub struct VmConfig {
     pub cpu: CpuModel,
     /// Boot into a stopped machine: `cont` starts it.
     pub paused: bool,
+    /// End when the guest resets its machine, instead of starting it anew.
+    pub no_reboot: bool,
 }
 
 /// What to boot.
@@ -195,6 +197,7 @@ impl VmConfig {
             incoming: None,
             cpu: CpuModel::default(),
             paused: false,
+            no_reboot: false,
         }
     }
 

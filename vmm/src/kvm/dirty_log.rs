@@ -126,7 +126,7 @@ fn pages(slot: &Slot) -> u64 {
 
 /// Tells KVM of a memory slot.
 #[allow(unsafe_code, reason = "KVM maps host memory that only the caller can vouch for")]
-pub(super) fn set_slot(vm: &VmFd, index: u32, slot: &Slot, flags: u32) -> io::Result<()> {
+pub fn set_slot(vm: &VmFd, index: u32, slot: &Slot, flags: u32) -> io::Result<()> {
     let region = kvm_userspace_memory_region {
         slot: index,
         flags,

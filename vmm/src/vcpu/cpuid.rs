@@ -68,9 +68,9 @@ const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 
-/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, less `hidden`, with the
-/// TSC's frequency told. The performance counters stay hidden: their state doesn't travel.
-pub fn template(kvm: &Kvm, cpus: u32, tsc_khz: u32, hidden: &[Hidden]) -> Result<Vec<CpuidV1>, VcpuError> {
+/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, less `hidden`. The
+/// performance counters stay hidden: their state doesn't travel.
+pub fn template(kvm: &Kvm, cpus: u32, hidden: &[Hidden]) -> Result<Vec<CpuidV1>, VcpuError> {
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VcpuError::kvm("GET_SUPPORTED_CPUID"))?;
     let mut leaves: Vec<CpuidV1> = supported
@@ -96,7 +96,7 @@ pub fn template(kvm: &Kvm, cpus: u32, tsc_khz: u32, hidden: &[Hidden]) -> Result
             _ => {}
         }
     }
-    leaves.push(CpuidV1 { leaf: LEAF_TIMING, subleaf: 0, flags: 0, eax: tsc_khz, ebx: 0, ecx: 0, edx: 0 });
+    leaves.push(CpuidV1 { leaf: LEAF_TIMING, subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 });
     leaves.extend(topology(cpus));
     hidden.iter().for_each(|feature| hide(&mut leaves, feature));
     Ok(leaves)
@@ -125,8 +125,8 @@ fn topology(cpus: u32) -> [CpuidV1; 3] {
     [level(0, 0, 1, 1), level(1, core_bits, cpus, 2), level(2, 0, 0, 0)]
 }
 
-/// The template with this vCPU's APIC id in it.
-pub fn for_vcpu(template: &[CpuidV1], index: u32, cpus: u32) -> Vec<CpuidV1> {
+/// The template with this vCPU's APIC id and the frequency of its TSC in it.
+pub fn for_vcpu(template: &[CpuidV1], index: u32, cpus: u32, tsc_khz: u32) -> Vec<CpuidV1> {
     let mut leaves = template.to_vec();
     for entry in &mut leaves {
         match entry.leaf {
@@ -139,6 +139,7 @@ pub fn for_vcpu(template: &[CpuidV1], index: u32, cpus: u32) -> Vec<CpuidV1> {
                 entry.eax = (entry.eax & 0x3fff) | ((cpus.next_power_of_two() - 1).min(63) << 26);
             }
             LEAF_TOPOLOGY => entry.edx = index,
+            LEAF_TIMING => entry.eax = tsc_khz,
             LEAF_AMD_CORES => entry.ecx = (entry.ecx & !0xff) | (cpus - 1).min(255),
             _ => {}
         }
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn each_vcpu_has_its_own_apic_id() {
-        let leaves = for_vcpu(&features(), 2, 3);
+        let leaves = for_vcpu(&features(), 2, 3, 1);
         assert_eq!(leaves[0].ebx, 0x0203_0800);
         assert_ne!(leaves[0].edx & EDX_HTT, 0);
         assert!(leaves[1..].iter().all(|entry| entry.edx == 2));

@@ -8,7 +8,7 @@ mod run;
 mod set;
 mod state;
 
-pub use cpuid::{CpuidV1, Hidden, Register, for_vcpu, template};
+pub use cpuid::{CpuidV1, Hidden, Register, template};
 pub use fault::VcpuFault;
 pub use msr::{MSR_TSC, MSR_TSC_DEADLINE, MsrV1, indices as msr_indices};
 pub use registers::{DebugRegsV1, EventsV1, RegsV1, SegmentV1, SregsV1, TableV1, XcrV1};

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use tern_migration::GuestRam;
 
-use super::cpuid::to_kvm;
+use super::cpuid::{for_vcpu, to_kvm};
+use crate::boot::{self, Entry};
+
 use super::{CpuidV1, StateAccess, VcpuError, VcpuFault, VcpuV1, fault};
 
 /// Where a vCPU's port and memory accesses go.
@@ -86,23 +88,47 @@ mod immediate_exit {
 }
 
 impl Vcpu {
-    /// Makes vCPU number `index` with its CPUID set.
+    /// Makes vCPU number `index` of `cpus` with its CPUID set.
     pub fn new(
         vm: &VmFd,
         index: u32,
-        cpuid: Vec<CpuidV1>,
+        cpus: u32,
+        template: &[CpuidV1],
         msr_candidates: &[u32],
         ram: GuestRam,
     ) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(u64::from(index)).map_err(VcpuError::kvm("CREATE_VCPU"))?;
+        let tsc_khz = fd.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))?;
+        let cpuid = for_vcpu(template, index, cpus, tsc_khz);
         fd.set_cpuid2(&to_kvm(&cpuid)?).map_err(VcpuError::kvm("SET_CPUID2"))?;
         let access = StateAccess::new(vm, &fd, msr_candidates)?;
         Ok(Self { index, fd, ram, cpuid, access })
     }
 
-    /// The KVM vCPU, for what only the boot needs.
-    pub fn fd(&self) -> &VcpuFd {
-        &self.fd
+    /// Sets vCPU 0 to a kernel's entry; the others wait for SIPI.
+    pub fn enter(&self, entry: &Entry) -> Result<(), VcpuError> {
+        let mut lapic = self.fd.get_lapic().map_err(VcpuError::kvm("GET_LAPIC"))?;
+        boot::configure_lapic(&mut lapic);
+        self.fd.set_lapic(&lapic).map_err(VcpuError::kvm("SET_LAPIC"))?;
+        if self.index != 0 {
+            return Ok(());
+        }
+        let mut sregs = self.fd.get_sregs().map_err(VcpuError::kvm("GET_SREGS"))?;
+        boot::configure_sregs(entry, &mut sregs);
+        self.fd.set_sregs(&sregs).map_err(VcpuError::kvm("SET_SREGS"))?;
+        let mut regs = self.fd.get_regs().map_err(VcpuError::kvm("GET_REGS"))?;
+        boot::configure_regs(entry, &mut regs);
+        self.fd.set_regs(&regs).map_err(VcpuError::kvm("SET_REGS"))
+    }
+
+    /// Frequency of the TSC that the guest sees.
+    pub fn tsc_khz(&self) -> Result<u32, VcpuError> {
+        self.fd.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))
+    }
+
+    /// What the destination must be able to give.
+    pub fn access(&self) -> &StateAccess {
+        &self.access
     }
 
     /// CPUID as the guest sees it.

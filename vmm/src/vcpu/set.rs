@@ -29,6 +29,8 @@ struct Gate {
 struct Shared {
     gate: Mutex<Gate>,
     changed: Condvar,
+    // gettid(2) of each thread, in order.
+    threads: Mutex<Vec<u64>>,
     // What `gate.run` says, for the run loop, which must not take a lock at every exit.
     running: AtomicBool,
 }
@@ -70,9 +72,11 @@ impl VcpuSet {
         let shared = Arc::new(Shared::default());
         let vcpus: Vec<_> = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let exits: Vec<_> = vcpus.iter().map(ImmediateExit::new).collect();
+        lock(&shared.threads).resize(vcpus.len(), 0);
         let mut set = Self { vcpus, exits, threads: Vec::new(), shared };
         for (index, vcpu) in (0u32..).zip(&set.vcpus) {
             let thread = Runner {
+                index: index as usize,
                 vcpu: Arc::clone(vcpu),
                 exit: ImmediateExit::new(vcpu),
                 shared: Arc::clone(&set.shared),
@@ -90,6 +94,11 @@ impl VcpuSet {
     /// Number of vCPUs.
     pub fn len(&self) -> usize {
         self.vcpus.len()
+    }
+
+    /// The host's thread ids (gettid), in the order of the vCPUs.
+    pub fn thread_ids(&self) -> Vec<u64> {
+        lock(&self.shared.threads).clone()
     }
 
     /// Is there none?
@@ -162,7 +171,14 @@ impl Drop for VcpuSet {
     }
 }
 
+#[allow(unsafe_code, reason = "gettid(2) has no safe wrapper in std")]
+fn thread_id() -> u64 {
+    // SAFETY: takes nothing and can't fail.
+    unsafe { libc::gettid() }.unsigned_abs().into()
+}
+
 struct Runner {
+    index: usize,
     vcpu: Arc<Mutex<Vcpu>>,
     exit: ImmediateExit,
     shared: Arc<Shared>,
@@ -172,6 +188,9 @@ struct Runner {
 
 impl Runner {
     fn main(self) {
+        if let Some(place) = lock(&self.shared.threads).get_mut(self.index) {
+            *place = thread_id();
+        }
         while self.wait_to_run() {
             if let Some(event) = self.run() {
                 (self.on_event)(event);

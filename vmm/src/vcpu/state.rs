@@ -71,6 +71,16 @@ impl StateAccess {
         })
     }
 
+    /// Bytes of the XSAVE area.
+    pub fn xsave_bytes(&self) -> usize {
+        self.xsave_bytes
+    }
+
+    /// The MSRs that are state.
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
     /// Reads everything. The vCPU must not run, and must have no half-done I/O.
     pub fn save(&mut self, vcpu: &VcpuFd, cpuid: &[CpuidV1]) -> Result<VcpuV1, VcpuError> {
         let mp_state = vcpu.get_mp_state().map_err(VcpuError::kvm("GET_MP_STATE"))?.mp_state;

@@ -1,0 +1,49 @@
+//! A machine's life in this process: built, booted or filled by a migration, run, and ended.
+//!
+//! ```text
+//! main thread   one event loop: devices, control socket, signals, notices
+//! vcpu-N        run the guest; tell the loop by a notice when one ends
+//! migration     has the Vm while it moves; brings it back in a notice
+//! ```
+//!
+//! Whatever changes the machine happens in the main thread, between two rounds of the event loop, so nothing
+//! here races.
+
+mod booting;
+mod error;
+mod event_loop;
+mod migration;
+mod notice;
+mod opening;
+mod operations;
+mod signals;
+mod state;
+
+pub use booting::{Plan, plan};
+pub use error::RunError;
+pub use state::Machine;
+
+use crate::config::VmConfig;
+
+/// Why a machine ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest reset its machine, which was told not to start anew.
+    GuestReset,
+    /// `quit`.
+    Quit,
+    /// The signal of this number.
+    Signal(i32),
+    /// The guest moved away, and nobody needs this side any more.
+    Discarded,
+}
+
+/// Runs a machine to its end.
+///
+/// # Errors
+/// [`RunError`]: it could not be built or booted, or a vCPU failed.
+pub fn run(config: VmConfig) -> Result<ExitReason, RunError> {
+    event_loop::run(config)
+}

@@ -1,0 +1,195 @@
+//! What the control socket asks of the machine.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use serde_json::{Value, json};
+use tern_migration::{Parameters, Status, query_migrate};
+
+use crate::config::SerialConfig;
+use crate::control::{
+    CommandError, ControlServer, CpuFacts, Event, EventQueue, ListeningSocket, MachineFacts, MigrateRequest,
+    Operations, ParameterValues, Resolution, RunState, SerialFacts,
+};
+use crate::run_control::Hold;
+
+use super::{ExitReason, Machine, RunError};
+
+/// The machine, as the control server holds it.
+#[derive(Clone)]
+pub(super) struct Handle(pub(super) Arc<Mutex<Machine>>);
+
+impl Handle {
+    fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The control server in the event loop, and a way to its last words.
+pub(super) type Server = Arc<Mutex<ControlServer<Handle>>>;
+
+/// Opens the control socket, if there is to be one, and puts it into the event loop.
+pub(super) fn serve(
+    manager: &mut EventManager<Box<dyn MutEventSubscriber>>,
+    path: Option<&Path>,
+    events: EventQueue,
+    machine: &Arc<Mutex<Machine>>,
+) -> Result<Option<Server>, RunError> {
+    let Some(path) = path else { return Ok(None) };
+    let socket = ListeningSocket::bind(path, "--control").map_err(|error| RunError::Control {
+        path: path.display().to_string(),
+        source: Box::new(error),
+    })?;
+    let server = Arc::new(Mutex::new(ControlServer::new(socket, Handle(Arc::clone(machine)), events)));
+    manager.add_subscriber(Box::new(Arc::clone(&server)));
+    Ok(Some(server))
+}
+
+impl Machine {
+    fn run_state(&self) -> RunState {
+        let run = self.core.run();
+        if run.holds(Hold::GivenUp) {
+            return if self.in_doubt { RunState::InDoubt } else { RunState::PostMigrate };
+        }
+        if run.holds(Hold::Incoming) {
+            return RunState::InMigrate;
+        }
+        if run.holds(Hold::Migration) {
+            return RunState::FinishMigrate;
+        }
+        if run.is_running() { RunState::Running } else { RunState::Paused }
+    }
+
+    fn facts(&self) -> MachineFacts {
+        let threads = self.core.vcpus().thread_ids();
+        let cpus = (0u32..).zip(threads).map(|(index, thread_id)| CpuFacts { index, thread_id }).collect();
+        let serial = match &self.config.serial {
+            SerialConfig::Stdio => SerialFacts::Stdio,
+            SerialConfig::File(path) => SerialFacts::File(path.clone()),
+            SerialConfig::Unix(path) => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                SerialFacts::Unix { path, connected: false }
+            }
+            SerialConfig::Null => SerialFacts::Null,
+        };
+        MachineFacts { name: self.config.name.clone(), uuid: self.config.uuid, cpus, serial }
+    }
+
+    fn query_migrate(&self) -> Value {
+        let current = self.attempt.as_ref().map(|attempt| attempt.control.report());
+        let shown = current.filter(|report| report.status != Status::None);
+        let shown = shown.or_else(|| self.former.as_ref().map(|control| control.report()));
+        shown.map_or_else(|| json!({}), |report| query_migrate(&report))
+    }
+
+    fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {
+        let invalid = |error: tern_migration::config::ConfigError| CommandError::invalid(error.to_string());
+        match self.attempt.as_ref().filter(|attempt| attempt.running && self.receiver.is_none()) {
+            Some(attempt) => attempt.live.merge(changes).map(|_| ()).map_err(invalid),
+            None if self.core.run().holds(Hold::Incoming) => {
+                self.awaited = self.awaited.merged(changes).map_err(invalid)?;
+                Ok(())
+            }
+            None => Err(CommandError::illegal(
+                "no migration runs: give its parameters to `migrate`, which takes them for that migration alone",
+            )),
+        }
+    }
+
+    fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
+        if !self.in_doubt {
+            return Err(CommandError::illegal("no migration is in doubt"));
+        }
+        self.in_doubt = false;
+        match resolution {
+            Resolution::Run => self.core.run().release(Hold::GivenUp),
+            Resolution::Discard => self.end(Ok(ExitReason::Discarded)),
+        }
+        Ok(())
+    }
+}
+
+impl Operations for Handle {
+    fn facts(&self) -> MachineFacts {
+        self.lock().facts()
+    }
+
+    fn run_state(&self) -> RunState {
+        self.lock().run_state()
+    }
+
+    fn stop(&mut self) -> Result<(), CommandError> {
+        self.lock().core.run().hold(Hold::User);
+        Ok(())
+    }
+
+    fn cont(&mut self) -> Result<(), CommandError> {
+        self.lock().core.run().release(Hold::User);
+        Ok(())
+    }
+
+    fn quit(&mut self) -> Result<(), CommandError> {
+        let mut machine = self.lock();
+        machine.sink.post(Event::Shutdown { guest: false, reason: "host-qmp-quit" });
+        machine.end(Ok(ExitReason::Quit));
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), CommandError> {
+        let mut machine = self.lock();
+        if machine.vm.is_none() {
+            return Err(CommandError::illegal("a migration runs: cancel it before a reset"));
+        }
+        if machine.config.boot.is_none() {
+            return Err(CommandError::illegal(
+                "this process was started with --incoming and without --kernel or --image: it has nothing to boot",
+            ));
+        }
+        machine.sink.post(Event::Reset { guest: false });
+        machine.start_anew();
+        Ok(())
+    }
+
+    fn powerdown(&mut self) -> Result<(), CommandError> {
+        let machine = self.lock();
+        machine.sink.post(Event::Powerdown);
+        if machine.core.devices().press_power_button() {
+            return Ok(());
+        }
+        Err(CommandError::illegal("the guest does not listen to the power button: it needs a kernel with ACPI"))
+    }
+
+    fn migrate(&mut self, request: MigrateRequest) -> Result<(), CommandError> {
+        self.lock().migrate(&request)
+    }
+
+    fn migrate_incoming(&mut self, uri: &str, changes: &ParameterValues) -> Result<(), CommandError> {
+        let mut machine = self.lock();
+        let parameters = machine.awaited.merged(changes);
+        let parameters = parameters.map_err(|error| CommandError::invalid(error.to_string()))?;
+        machine.listen(uri, parameters)
+    }
+
+    fn query_migrate(&self) -> Value {
+        self.lock().query_migrate()
+    }
+
+    fn cancel(&mut self) -> Result<(), CommandError> {
+        self.lock().cancel()
+    }
+
+    fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {
+        self.lock().set_parameters(changes)
+    }
+
+    fn parameters(&self) -> Parameters {
+        let machine = self.lock();
+        let running = machine.attempt.as_ref().filter(|attempt| attempt.running && machine.receiver.is_none());
+        running.map_or(machine.awaited, |attempt| attempt.live.get())
+    }
+
+    fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
+        self.lock().resolve(resolution)
+    }
+}

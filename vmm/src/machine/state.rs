@@ -1,0 +1,224 @@
+//! The machine as the main thread has it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tern_migration::{Control, LiveParameters, Parameters};
+
+use crate::config::{Incoming, VmConfig};
+use crate::control::{Event, EventSink};
+use crate::devices::{Plugs, Source};
+use crate::run_control::Hold;
+use crate::vcpu::VcpuEvent;
+use crate::vm::{Core, Host, Vm};
+
+use super::booting::{self, Plan};
+use super::migration::Receiver;
+use super::notice::{Notice, Notices};
+use super::{ExitReason, RunError, opening};
+
+/// Everything of one `tern run`.
+pub struct Machine {
+    pub(super) config: VmConfig,
+    host: Arc<Host>,
+    host_words: Vec<String>,
+    plugs: Plugs,
+    pub(super) sink: EventSink,
+    pub(super) notices: Notices,
+    pub(super) core: Arc<Core>,
+    /// None while a migration has it.
+    pub(super) vm: Option<Vm>,
+    /// Number of this machine among those that this process has had.
+    generation: u64,
+    wants_new: bool,
+    end: Option<Result<ExitReason, RunError>>,
+    /// The running migration, or the last one.
+    pub(super) attempt: Option<Attempt>,
+    /// The attempt before `attempt`, shown until the next one begins.
+    pub(super) former: Option<Arc<Control>>,
+    /// Where a destination listens.
+    pub(super) receiver: Option<Arc<Receiver>>,
+    /// For the awaited incoming migration.
+    pub(super) awaited: Parameters,
+    pub(super) in_doubt: bool,
+}
+
+/// A migration that runs or ran.
+#[derive(Clone)]
+pub(super) struct Attempt {
+    pub(super) control: Arc<Control>,
+    pub(super) live: Arc<LiveParameters>,
+    pub(super) running: bool,
+}
+
+impl Machine {
+    /// Builds the machine; nothing runs yet.
+    pub(super) fn new(config: VmConfig, sink: EventSink, notices: Notices) -> Result<Self, RunError> {
+        let opened = opening::host()?;
+        let plugs = opening::plugs(&config)?;
+        let host = Arc::new(opened.host);
+        let vm = build(&host, &config, &plugs, &sink, &notices, 0)?;
+        Ok(Self {
+            config,
+            host,
+            host_words: opened.words,
+            plugs,
+            sink,
+            notices,
+            core: Arc::clone(vm.core()),
+            vm: Some(vm),
+            generation: 0,
+            wants_new: false,
+            end: None,
+            attempt: None,
+            former: None,
+            receiver: None,
+            awaited: Parameters::default(),
+            in_doubt: false,
+        })
+    }
+
+    pub(super) fn plugs(&self) -> &Plugs {
+        &self.plugs
+    }
+
+    pub(super) fn control_path(&self) -> Option<PathBuf> {
+        self.config.control.clone()
+    }
+
+    pub(super) fn sources(&self) -> Vec<Source> {
+        self.core.devices().sources().to_vec()
+    }
+
+    /// Boots, or waits for a guest.
+    pub(super) fn begin(&mut self) -> Result<(), RunError> {
+        match self.config.incoming.clone() {
+            None => self.boot(),
+            Some(Incoming::Uri(uri)) if self.receiver.is_none() => {
+                let changes = Parameters::default();
+                self.listen(&uri, changes).map_err(|error| RunError::Incoming { uri, reason: error.to_string() })
+            }
+            Some(_) => {
+                self.await_guest();
+                Ok(())
+            }
+        }
+    }
+
+    fn boot(&mut self) -> Result<(), RunError> {
+        let Some(boot) = &self.config.boot else { return Ok(()) };
+        let plan: Plan = booting::plan(boot, &self.host_words)?;
+        let loaded = booting::load(self.core.ram(), &self.config, &plan)?;
+        tracing::info!(kernel = %loaded.kernel, cmdline = loaded.cmdline, "booting");
+        if let Some(vm) = &self.vm {
+            vm.enter(&loaded.entry)?;
+        }
+        if self.config.paused && self.generation == 0 {
+            self.core.run().hold(Hold::User);
+        }
+        self.core.run().release(Hold::Building);
+        Ok(())
+    }
+
+    /// A guest that has come stays: from here on a reset boots what was configured here.
+    pub(super) fn has_arrived(&mut self) {
+        self.config.incoming = None;
+        self.receiver = None;
+    }
+
+    /// What other threads have told.
+    pub(super) fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Vcpu { generation, .. } if generation != self.generation => {}
+            Notice::Vcpu { event: VcpuEvent::Reset, .. } => self.guest_reset(),
+            Notice::Vcpu { event: VcpuEvent::PowerOff, .. } => self.guest_power_off(),
+            Notice::Vcpu { event: VcpuEvent::Fault(fault), .. } => {
+                self.sink.post(Event::Shutdown { guest: false, reason: "host-error" });
+                self.end(Err(RunError::Vcpu(fault)));
+            }
+            Notice::Migration(ended) => self.migration_ended(*ended),
+        }
+    }
+
+    /// The lines that the guest can pull.
+    pub(super) fn look_at_lines(&mut self) {
+        if self.plugs.lines.take_power_off() {
+            self.guest_power_off();
+        }
+        if self.plugs.lines.take_reset() {
+            self.guest_reset();
+        }
+    }
+
+    fn guest_power_off(&mut self) {
+        self.sink.post(Event::Shutdown { guest: true, reason: "guest-shutdown" });
+        self.end(Ok(ExitReason::PowerOff));
+    }
+
+    fn guest_reset(&mut self) {
+        if self.config.no_reboot {
+            self.sink.post(Event::Shutdown { guest: true, reason: "guest-reset" });
+            return self.end(Ok(ExitReason::GuestReset));
+        }
+        self.sink.post(Event::Reset { guest: true });
+        self.start_anew();
+    }
+
+    /// A new machine, as soon as a migration has given this one back.
+    pub(super) fn start_anew(&mut self) {
+        self.wants_new = true;
+        if let Some(attempt) = self.attempt.as_ref().filter(|attempt| attempt.running) {
+            attempt.control.cancel();
+        }
+    }
+
+    pub(super) fn wants_new(&self) -> bool {
+        self.wants_new && self.vm.is_some() && self.end.is_none()
+    }
+
+    /// Builds a new machine in place of the present one, on the same plugs.
+    pub(super) fn renew(&mut self) -> Result<(), RunError> {
+        self.wants_new = false;
+        // The old one first: files and interfaces can be open only once.
+        self.core.run().hold(Hold::Ended);
+        self.vm = None;
+        self.generation += 1;
+        self.plugs.renew();
+        let vm = build(&self.host, &self.config, &self.plugs, &self.sink, &self.notices, self.generation)?;
+        self.core = Arc::clone(vm.core());
+        self.vm = Some(vm);
+        Ok(())
+    }
+
+    /// Ends the process after this round of the loop. The first reason counts.
+    pub(super) fn end(&mut self, result: Result<ExitReason, RunError>) {
+        self.end.get_or_insert(result);
+        self.notices.wake();
+    }
+
+    /// The reason to end, if there is one. The guest stands still, and its last output is out, when this
+    /// returns one.
+    pub(super) fn take_end(&mut self) -> Option<Result<ExitReason, RunError>> {
+        let end = self.end.take()?;
+        self.core.run().hold(Hold::Ended);
+        self.plugs.flush();
+        Some(end)
+    }
+}
+
+fn build(
+    host: &Arc<Host>,
+    config: &VmConfig,
+    plugs: &Plugs,
+    sink: &EventSink,
+    notices: &Notices,
+    generation: u64,
+) -> Result<Vm, RunError> {
+    let (notices, lines) = (notices.clone(), plugs.lines.clone());
+    let on_event = Arc::new(move |event| {
+        lines.mark_leaving();
+        notices.post(Notice::Vcpu { generation, event });
+    });
+    let hold = if config.incoming.is_some() { Hold::Incoming } else { Hold::Building };
+    Ok(Vm::build(host, config, plugs, hold, sink, on_event)?)
+}

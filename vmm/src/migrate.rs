@@ -1,0 +1,140 @@
+//! How the migration engine sees a KVM machine: the two sides of its seam.
+
+use std::ops::Range;
+
+use tern_migration::{
+    DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts,
+};
+use tern_schema::{StateSet, decode_record, encode_record};
+use vm_memory::GuestMemoryBackend;
+
+use crate::memory;
+use crate::platform::{self, PlatformV1};
+use crate::run_control::Hold;
+use crate::sections;
+use crate::vm::Vm;
+
+/// What the guest sees of the machine. A tern that changes it makes a new name.
+const PROFILE: &str = "tern-1";
+
+impl Vm {
+    fn describe(&self) -> VmFacts {
+        let slots = memory::slots(&self.core.ram().clone());
+        let region = |slot: &crate::kvm::Slot| MemoryRegion { gpa: slot.gpa, length_bytes: slot.length_bytes };
+        VmFacts {
+            name: self.name.clone(),
+            profile: PROFILE.to_owned(),
+            tern_version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpus: self.core.vcpus().len() as u32,
+            memory: slots.iter().map(region).collect(),
+            sections: sections::offers(self.core.vcpus().len(), self.core.devices().parts()),
+            platform: encode_record(&self.platform()),
+        }
+    }
+}
+
+impl SourceVm for Vm {
+    fn facts(&self) -> VmFacts {
+        self.describe()
+    }
+
+    fn ram(&self) -> &GuestRam {
+        self.core.ram()
+    }
+
+    fn dirty_log_start(&mut self) -> Result<(), VmError> {
+        for region in self.core.ram().iter() {
+            memory::written(region).reset();
+        }
+        self.dirty.start(self.core.vm()).map_err(|error| VmError::new("the dirty log can't be started", error))
+    }
+
+    fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError> {
+        let read = self.dirty.fetch(self.core.vm(), dirty);
+        read.map_err(|error| VmError::new("the dirty log can't be read", error))?;
+        for (index, region) in self.core.ram().iter().enumerate() {
+            dirty.add_words(index, &memory::written(region).get_and_reset());
+        }
+        Ok(())
+    }
+
+    fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError> {
+        let cleared = self.dirty.clear(self.core.vm(), region, pages);
+        cleared.map_err(|error| VmError::new("the dirty log can't be cleared", error))
+    }
+
+    fn dirty_log_stop(&mut self) -> Result<(), VmError> {
+        self.dirty.stop(self.core.vm()).map_err(|error| VmError::new("the dirty log can't be ended", error))
+    }
+
+    fn resident(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), VmError> {
+        let base = self.core.ram().iter().nth(region).map(|region| region.as_ptr() as u64);
+        let base = base.ok_or_else(|| VmError::plain(format!("there is no memory region {region}")))?;
+        let found = self.residency.of(base, pages, out);
+        found.map_err(|error| VmError::new("the page map can't be read", error))
+    }
+
+    fn stop(&mut self) -> Result<bool, VmError> {
+        let paused = self.core.run().holds(Hold::User);
+        self.core.run().hold(Hold::Migration);
+        if self.core.is_leaving() {
+            return Err(VmError::plain("the guest has just reset or switched off its machine"));
+        }
+        Ok(!paused)
+    }
+
+    fn save(&mut self, state: &mut StateSet) -> Result<(), VmError> {
+        let (vcpus, parts) = (self.core.vcpus(), self.core.devices().parts());
+        let saved = sections::save(self.core.vm(), vcpus, parts, state);
+        saved.map_err(|error| VmError::new("the machine's state can't be saved", error))
+    }
+
+    fn resume(&mut self) -> Result<(), VmError> {
+        if self.core.run().holds(Hold::GivenUp) {
+            return Err(VmError::plain("the right to run this guest was given to the destination"));
+        }
+        self.core.run().release(Hold::Migration);
+        Ok(())
+    }
+
+    fn give_up(&mut self) {
+        self.core.run().exchange(Hold::Migration, Hold::GivenUp);
+    }
+}
+
+impl DestinationVm for Vm {
+    fn facts(&self) -> VmFacts {
+        self.describe()
+    }
+
+    fn check(&self, source: &VmFacts) -> Result<(), VmError> {
+        let theirs: PlatformV1 = decode_record(&source.platform)
+            .map_err(|error| VmError::new("the source's description of its host can't be read", error))?;
+        let host = platform::host_cpuid(&self.kvm.kvm)
+            .map_err(|error| VmError::new("this host's CPU features can't be read", error))?;
+        let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
+        let differences = platform::differences(&theirs, &self.platform(), &host, can_scale);
+        if differences.is_empty() { Ok(()) } else { Err(VmError::plain(differences.join("; "))) }
+    }
+
+    fn ram(&self) -> &GuestRam {
+        self.core.ram()
+    }
+
+    fn load(&mut self, state: StateSet) -> Result<(), VmError> {
+        let (vcpus, parts) = (self.core.vcpus(), self.core.devices().parts());
+        let prepared = sections::prepare(vcpus, parts, state)
+            .map_err(|error| VmError::new("the guest's state does not fit this machine", error))?;
+        let applied = prepared.apply(self.core.vm(), vcpus);
+        applied.map_err(|error| VmError::new("this host does not take the guest's state", error))
+    }
+
+    fn start(&mut self, running: bool) -> Result<(), VmError> {
+        if !running {
+            self.core.run().hold(Hold::User);
+        }
+        self.core.run().release(Hold::Incoming);
+        self.core.devices().announce();
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! The table of what migrates, in the order in which it is saved, and how it is taken back.
+//!
+//! | order | section | why there |
+//! |---|---|---|
+//! | 1 | `vcpu` each | first: reading them may run pending APIC events |
+//! | 2 | `clock` | right behind the vCPUs' TSCs |
+//! | 3 | `pit`, `pic` 0 and 1, `ioapic` | behind the vCPUs' LAPICs, into which they deliver |
+//! | 4 | chips, then virtio devices in slot order | last: saving one may still raise an interrupt |
+//!
+//! Back: all is parsed, then all is checked, then applied: the clock first, because the vCPUs' TSC offsets
+//! follow from it, then vCPUs, then the chips, and the devices last, which raise their interrupts again.
+//! Nothing of a machine is left out silently: a section that is missing or left over is an error.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kvm_ioctls::VmFd;
+use tern_devices::{Apply, Part, RestoreError};
+use tern_migration::SectionOffer;
+use tern_schema::{Section, StateError, StateSet};
+use thiserror::Error;
+
+use crate::kvm::{ChipError, ClockV1, IoapicV1, PicV1, PitV1};
+use crate::vcpu::{VcpuError, VcpuSet, VcpuV1};
+
+/// Why a machine's state could not be saved or taken.
+#[derive(Debug, Error)]
+pub enum SectionError {
+    /// A section is missing, doubled, damaged or left over.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A vCPU.
+    #[error("section vcpu/{instance}")]
+    Vcpu {
+        /// Which.
+        instance: usize,
+        /// Why.
+        #[source]
+        source: VcpuError,
+    },
+    /// An in-kernel chip.
+    #[error("section {name}/{instance}")]
+    Chip {
+        /// Section's name.
+        name: &'static str,
+        /// Which.
+        instance: u32,
+        /// Why.
+        #[source]
+        source: ChipError,
+    },
+    /// A device.
+    #[error("section {name}/{instance}")]
+    Device {
+        /// Section's name.
+        name: &'static str,
+        /// Which.
+        instance: u32,
+        /// Why.
+        #[source]
+        source: RestoreError,
+    },
+}
+
+const PICS: [u32; 2] = [0, 1];
+
+/// All sections of a machine.
+pub fn offers(vcpus: usize, devices: &[Box<dyn Part>]) -> Vec<SectionOffer> {
+    fn of<S: Section>(instance: u32) -> SectionOffer {
+        SectionOffer { name: S::NAME.to_owned(), instance, version: S::VERSION }
+    }
+    let mut offers: Vec<SectionOffer> = (0..vcpus as u32).map(of::<VcpuV1>).collect();
+    offers.extend([of::<ClockV1>(0), of::<PitV1>(0)]);
+    offers.extend(PICS.map(of::<PicV1>));
+    offers.push(of::<IoapicV1>(0));
+    offers.extend(devices.iter().map(|part| {
+        let (name, instance, version) = part.offer();
+        SectionOffer { name: name.to_owned(), instance, version }
+    }));
+    offers
+}
+
+fn chip(name: &'static str, instance: u32) -> impl Fn(ChipError) -> SectionError {
+    move |source| SectionError::Chip { name, instance, source }
+}
+
+/// Saves a machine that stands still.
+pub fn save(
+    vm: &VmFd,
+    vcpus: &VcpuSet,
+    devices: &[Box<dyn Part>],
+    state: &mut StateSet,
+) -> Result<(), SectionError> {
+    for (instance, mut vcpu) in vcpus.iter().enumerate() {
+        let saved = vcpu.save().map_err(|source| SectionError::Vcpu { instance, source })?;
+        state.put(instance as u32, &saved);
+    }
+    state.put(0, &ClockV1::save(vm).map_err(chip(ClockV1::NAME, 0))?);
+    state.put(0, &PitV1::save(vm).map_err(chip(PitV1::NAME, 0))?);
+    for instance in PICS {
+        state.put(instance, &PicV1::save(vm, instance).map_err(chip(PicV1::NAME, instance))?);
+    }
+    state.put(0, &IoapicV1::save(vm).map_err(chip(IoapicV1::NAME, 0))?);
+    devices.iter().for_each(|part| part.put(state));
+    Ok(())
+}
+
+/// A state that was parsed and checked, and can be applied.
+pub struct Prepared {
+    vcpus: Vec<VcpuV1>,
+    clock: ClockV1,
+    pit: PitV1,
+    pics: Vec<(u32, PicV1)>,
+    ioapic: IoapicV1,
+    devices: Vec<(&'static str, u32, Apply)>,
+}
+
+/// Parses and checks a whole state. Changes nothing.
+pub fn prepare(
+    vcpus: &VcpuSet,
+    devices: &[Box<dyn Part>],
+    mut state: StateSet,
+) -> Result<Prepared, SectionError> {
+    let mut parsed = Vec::with_capacity(vcpus.len());
+    for (instance, vcpu) in vcpus.iter().enumerate() {
+        let saved: VcpuV1 = state.take(instance as u32)?;
+        vcpu.validate(&saved).map_err(|source| SectionError::Vcpu { instance, source })?;
+        parsed.push(saved);
+    }
+    let clock = state.take(0)?;
+    let pit: PitV1 = state.take(0)?;
+    pit.validate().map_err(chip(PitV1::NAME, 0))?;
+    let mut pics = Vec::new();
+    for instance in PICS {
+        pics.push((instance, state.take(instance)?));
+    }
+    let ioapic: IoapicV1 = state.take(0)?;
+    ioapic.validate().map_err(chip(IoapicV1::NAME, 0))?;
+    let mut applies = Vec::with_capacity(devices.len());
+    for part in devices {
+        let (name, instance, _) = part.offer();
+        let apply = part
+            .prepare(&mut state)
+            .map_err(|source| SectionError::Device { name, instance, source })?;
+        applies.push((name, instance, apply));
+    }
+    let skipped = state.finish()?;
+    if skipped.fields + skipped.sections > 0 {
+        tracing::info!(?skipped, "a newer tern sent optional state that this one does not know");
+    }
+    Ok(Prepared { vcpus: parsed, clock, pit, pics, ioapic, devices: applies })
+}
+
+impl Prepared {
+    /// Applies the state to a machine that has never run.
+    pub fn apply(self, vm: &VmFd, vcpus: &VcpuSet) -> Result<(), SectionError> {
+        let Self { vcpus: saved, clock, pit, pics, ioapic, devices } = self;
+        let here = clock.restore(vm, now_ns()).map_err(chip(ClockV1::NAME, 0))?;
+        for (instance, (mut vcpu, saved)) in vcpus.iter().zip(&saved).enumerate() {
+            let moved = |offset| clock.moved_tsc_offset(&here, offset, saved.tsc_khz);
+            let tsc_offset = saved.tsc_offset.and_then(moved);
+            vcpu.restore(saved, tsc_offset).map_err(|source| SectionError::Vcpu { instance, source })?;
+        }
+        pit.restore(vm).map_err(chip(PitV1::NAME, 0))?;
+        for (instance, pic) in pics {
+            pic.restore(vm, instance).map_err(chip(PicV1::NAME, instance))?;
+        }
+        ioapic.restore(vm).map_err(chip(IoapicV1::NAME, 0))?;
+        for (name, instance, apply) in devices {
+            apply().map_err(|source| SectionError::Device { name, instance, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

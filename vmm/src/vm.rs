@@ -1,0 +1,224 @@
+//! A virtual machine: KVM's part, its memory, its vCPUs and its devices, built from a configuration.
+//!
+//! [`Core`] is shared: the main loop stops and starts it, the control socket looks at it. [`Vm`] is moved:
+//! whoever has it may migrate it, so no second migration can begin.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_pit_config;
+use kvm_ioctls::{Kvm, VmFd};
+use tern_devices::GuestRam;
+use thiserror::Error;
+
+use crate::boot::Entry;
+use crate::config::VmConfig;
+use crate::control::EventSink;
+use crate::devices::{DeviceError, DeviceSet, Plugs};
+use crate::kvm::{DirtyLog, set_slot};
+use crate::layout;
+use crate::lines::Lines;
+use crate::memory::{self, MemoryError, Residency};
+use crate::platform::PlatformV1;
+use crate::run_control::{Hold, Machinery, RunControl};
+use crate::vcpu::{self, Bus, CpuidV1, Hidden, Vcpu, VcpuError, VcpuEvent, VcpuSet};
+
+/// Why a machine could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// KVM refused.
+    #[error("KVM {operation} failed")]
+    Kvm {
+        /// The ioctl.
+        operation: &'static str,
+        /// KVM's reason.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The host refused something else.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A vCPU.
+    #[error("vCPU {index}")]
+    Vcpu {
+        /// Which.
+        index: u32,
+        /// Why.
+        #[source]
+        source: VcpuError,
+    },
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+fn kvm_error(operation: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { operation, source }
+}
+
+/// What all machines of this process have in common.
+pub struct Host {
+    /// `/dev/kvm`.
+    pub kvm: Kvm,
+    /// What kind of KVM it is, for people.
+    pub kind: String,
+    /// Features that no guest may see here.
+    pub hidden: Vec<Hidden>,
+}
+
+/// What is stopped and started together.
+pub struct Guest {
+    vcpus: VcpuSet,
+    devices: DeviceSet,
+}
+
+impl Machinery for Guest {
+    fn halt(&self) {
+        self.vcpus.pause();
+        self.devices.pause();
+    }
+
+    fn go(&self) {
+        self.vcpus.iter().for_each(|vcpu| vcpu.announce_stop());
+        self.devices.resume();
+        self.vcpus.run();
+    }
+}
+
+/// The shared part of a machine.
+pub struct Core {
+    // Before the memory, which its threads use until they are joined.
+    run: RunControl<Guest>,
+    vm: VmFd,
+    ram: GuestRam,
+    lines: Lines,
+}
+
+impl Core {
+    /// Has the guest ended, or is it about to?
+    pub fn is_leaving(&self) -> bool {
+        self.lines.is_leaving()
+    }
+
+    /// Who holds the guest still.
+    pub fn run(&self) -> &RunControl<Guest> {
+        &self.run
+    }
+
+    /// KVM's handle.
+    pub fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> &VcpuSet {
+        &self.run.machinery().vcpus
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &DeviceSet {
+        &self.run.machinery().devices
+    }
+}
+
+/// A machine that can be migrated by whoever has it.
+pub struct Vm {
+    pub(crate) core: Arc<Core>,
+    pub(crate) dirty: DirtyLog,
+    pub(crate) residency: Residency,
+    pub(crate) name: String,
+    pub(crate) kvm: Arc<Host>,
+}
+
+impl Vm {
+    /// Builds a machine, held by `hold`. `on_event` is called from vCPU threads.
+    pub fn build(
+        host: &Arc<Host>,
+        config: &VmConfig,
+        plugs: &Plugs,
+        hold: Hold,
+        events: &EventSink,
+        on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
+    ) -> Result<Self, BuildError> {
+        let vm = host.kvm.create_vm().map_err(kvm_error("CREATE_VM"))?;
+        chips(&vm)?;
+        let ram = memory::map(config.memory_bytes)?;
+        let slots = memory::slots(&ram);
+        let tracking = |source| BuildError::Host { what: "the dirty log can't be set up", source };
+        let dirty = DirtyLog::new(&vm, slots.clone()).map_err(tracking)?;
+        for (index, slot) in (0u32..).zip(&slots) {
+            let mapping = |source| BuildError::Host { what: "KVM refuses guest memory", source };
+            set_slot(&vm, index, slot, 0).map_err(mapping)?;
+        }
+        let cpus = u32::from(config.cpus);
+        let (devices, bus) = DeviceSet::build(&vm, config, &ram, plugs)?;
+        let vcpus = make_vcpus(host, &vm, cpus, &ram)?;
+        let bus: Arc<dyn Bus> = Arc::new(bus);
+        let started = VcpuSet::new(vcpus, &bus, &on_event);
+        let vcpus = started.map_err(|source| BuildError::Vcpu { index: 0, source })?;
+        let run = RunControl::new(Guest { vcpus, devices }, hold, events.clone());
+        let pagemap = |source| BuildError::Host { what: "/proc/self/pagemap can't be opened", source };
+        let residency = Residency::new().map_err(pagemap)?;
+        let core = Arc::new(Core { run, vm, ram, lines: plugs.lines.clone() });
+        Ok(Self { core, dirty, residency, name: config.name.clone(), kvm: Arc::clone(host) })
+    }
+
+    /// The shared part.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Sets vCPU 0 to a kernel's entry; the others wait for SIPI.
+    pub fn enter(&self, entry: &Entry) -> Result<(), BuildError> {
+        for (index, vcpu) in (0u32..).zip(self.core.vcpus().iter()) {
+            vcpu.enter(entry).map_err(|source| BuildError::Vcpu { index, source })?;
+        }
+        Ok(())
+    }
+
+    /// What the guest needs of its host.
+    pub(crate) fn platform(&self) -> PlatformV1 {
+        let (mut cpuid, mut msrs, mut xsave_bytes, mut tsc_khz): (Vec<CpuidV1>, Vec<u64>, u32, u32) =
+            Default::default();
+        if let Some(vcpu) = self.core.vcpus().iter().next() {
+            cpuid = vcpu.cpuid().to_vec();
+            msrs = vcpu.access().msrs().iter().copied().map(u64::from).collect();
+            xsave_bytes = vcpu.access().xsave_bytes() as u32;
+            tsc_khz = vcpu.tsc_khz().unwrap_or(0);
+        }
+        let devices = self.core.devices().facts().to_vec();
+        PlatformV1 { cpuid, tsc_khz, msrs, xsave_bytes, devices, kvm: self.kvm.kind.clone() }
+    }
+}
+
+/// The in-kernel chips, before any vCPU.
+fn chips(vm: &VmFd) -> Result<(), BuildError> {
+    // KVM then answers port 0x61 too, through which guests calibrate against the PIT.
+    let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("SET_TSS_ADDR"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("SET_IDENTITY_MAP_ADDR"))?;
+    vm.create_irq_chip().map_err(kvm_error("CREATE_IRQCHIP"))?;
+    vm.create_pit2(pit).map_err(kvm_error("CREATE_PIT2"))
+}
+
+fn make_vcpus(host: &Host, vm: &VmFd, cpus: u32, ram: &GuestRam) -> Result<Vec<Vcpu>, BuildError> {
+    let at = |index| move |source| BuildError::Vcpu { index, source };
+    let template = vcpu::template(&host.kvm, cpus, &host.hidden).map_err(at(0))?;
+    let msrs = vcpu::msr_indices(&host.kvm).map_err(kvm_error("GET_MSR_INDEX_LIST"))?;
+    let make = |index| Vcpu::new(vm, index, cpus, &template, &msrs, ram.clone()).map_err(at(index));
+    (0..cpus).map(make).collect()
+}
