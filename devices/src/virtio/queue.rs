@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
@@ -17,6 +16,9 @@ use crate::GuestRam;
 
 /// Chains that one call may take from a queue before other devices get their turn.
 const BUDGET: u32 = 256;
+/// Buffers in a chain. Drivers keep to the queue size or to a limit that the device names, all below this;
+/// an indirect table of 65535 entries would cost milliseconds each time.
+const SEGMENTS_MAX: usize = 1024;
 
 /// How a driver broke the rules. The device stops until the driver resets it.
 #[derive(Debug, Error)]
@@ -79,7 +81,10 @@ impl Chain {
         let broken = |fault| Broken::Chain { queue, head, fault };
         let mut found = Self { head, readable: Vec::new(), writable: Vec::new() };
         let mut ended = false;
-        for descriptor in chain {
+        for (count, descriptor) in chain.enumerate() {
+            if count == SEGMENTS_MAX {
+                return Err(broken("has more than 1024 buffers"));
+            }
             ended = !descriptor.has_next();
             let segment = Segment { address: descriptor.addr(), bytes: descriptor.len() as usize };
             let (list, access) = if descriptor.is_write_only() {
@@ -214,6 +219,7 @@ impl Queues<'_> {
     /// Gives the last `count` chains back to the queue, as if they had not been popped.
     pub fn undo_pop(&mut self, queue: usize, count: u16) {
         if let Some(virt_queue) = self.queues.get_mut(queue) {
+            virt_queue.budget += u32::from(count);
             let next = virt_queue.queue.next_avail().wrapping_sub(count);
             virt_queue.queue.set_next_avail(next);
         }
@@ -232,6 +238,13 @@ impl Queues<'_> {
         Ok(())
     }
 
+    /// Asks for another call of `process_queue`, because this one has worked enough.
+    pub fn come_back(&self, queue: usize) {
+        if let Some(virt_queue) = self.queues.get(queue) {
+            virt_queue.kick();
+        }
+    }
+
     /// Entries of a queue.
     pub fn size(&self, queue: usize) -> u16 {
         self.queues.get(queue).map_or(0, |virt_queue| virt_queue.queue.size())
@@ -248,12 +261,5 @@ impl Queues<'_> {
             }
         }
         Ok(interrupt)
-    }
-
-    /// Is there an available chain that no pop has taken?
-    pub(crate) fn has_available(&self, queue: usize) -> bool {
-        let Some(VirtQueue { queue, .. }) = self.queues.get(queue) else { return false };
-        queue.ready()
-            && queue.avail_idx(self.ram, Ordering::Acquire).is_ok_and(|index| index.0 != queue.next_avail())
     }
 }
