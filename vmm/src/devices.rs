@@ -1,19 +1,23 @@
 //! Which devices a machine has, where each is, and what it is connected to.
 
+use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
-    AcpiPm, BytePort, EventSource, GuestRam, I8042, Interrupt, Part, Rtc, Serial, part,
+    AcpiPm, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
+    MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, open_tap, part,
 };
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::SystemBus;
-use crate::config::VmConfig;
-use crate::layout;
+use crate::config::{self, DiskConfig, VirtioDevice, VmConfig};
+use crate::layout::{self, VirtioSlot};
 use crate::lines::Lines;
 use crate::platform::DeviceFactV1;
 
@@ -40,6 +44,61 @@ pub enum DeviceError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// KVM doesn't take a queue's doorbell.
+    #[error("KVM refuses the doorbell of {device} at {gpa:#x}")]
+    Ioeventfd {
+        /// Of which device.
+        device: &'static str,
+        /// Where.
+        gpa: u64,
+        /// KVM's reason.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// A disk's file.
+    #[error("--disk {}: it can't be opened", path.display())]
+    Disk {
+        /// Its path.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A network's interface.
+    #[error(transparent)]
+    OpenTap(#[from] TapError),
+    /// A network's interface, later.
+    #[error("--net tap={name}")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A virtio device.
+    #[error("{device} can't be made")]
+    Virtio {
+        /// Which.
+        device: &'static str,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Opens a disk for one machine. Errors name the flag.
+fn open_disk(disk: &DiskConfig) -> Result<Blk, DeviceError> {
+    let error = |source| DeviceError::Disk { path: disk.path.clone(), source };
+    let file = File::options().read(true).write(!disk.readonly).open(&disk.path).map_err(error)?;
+    let id = disk.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Blk::new(file, BlkConfig { read_only: disk.readonly, id }).map_err(error)
+}
+
+fn open_net(net: &config::NetConfig) -> Result<Net, DeviceError> {
+    let tap = open_tap(&net.tap)?;
+    let made = Net::new(tap, NetConfig { mac: net.mac.0 });
+    made.map_err(|source| DeviceError::Tap { name: net.tap.clone(), source })
 }
 
 /// The host's ends of a machine's devices, which outlive the machine: after a reset or a failed attempt to
@@ -89,12 +148,27 @@ impl Plugs {
 /// A device that the event loop serves.
 pub type Source = Arc<Mutex<dyn EventSource>>;
 
+/// What both sides of a migration must have alike.
+#[derive(Debug, Clone)]
+pub struct DeviceFact {
+    /// As it travels.
+    pub fact: DeviceFactV1,
+    /// A destination takes the detail from the state, whatever it is.
+    pub adopts: bool,
+}
+
 /// All devices of one machine.
 pub struct DeviceSet {
     pm: Arc<Mutex<AcpiPm>>,
+    virtio: Vec<Arc<Mutex<dyn MmioDevice>>>,
+    nets: Vec<Arc<Mutex<MmioTransport<Net>>>>,
     sources: Vec<Source>,
     parts: Vec<Box<dyn Part>>,
-    facts: Vec<DeviceFactV1>,
+    facts: Vec<DeviceFact>,
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn eventfd(device: &'static str) -> Result<EventFd, DeviceError> {
@@ -134,9 +208,13 @@ impl DeviceSet {
         let pm_ports = layout::PM1A_EVENT_PORT_COUNT + layout::PM1A_CONTROL_PORT_COUNT;
         bus.add_port(layout::PM1A_EVENT_PORT, pm_ports, pm.clone());
         let parts = vec![part(serial.clone(), 0), part(i8042, 0), part(rtc, 0), part(pm.clone(), 0)];
-        let set = Self { pm, sources: vec![serial], parts, facts: Vec::new() };
-        let _ = ram;
-        Ok((set, bus))
+        let (virtio, nets, facts) = (Vec::new(), Vec::new(), Vec::new());
+        let set = Self { pm, virtio, nets, sources: vec![serial], parts, facts };
+        let mut builder = Builder { vm, ram, set, bus };
+        for (device, slot) in config.virtio_slots() {
+            builder.add(device, slot, config, plugs)?;
+        }
+        Ok((builder.set, builder.bus))
     }
 
     /// What the event loop serves.
@@ -150,21 +228,124 @@ impl DeviceSet {
     }
 
     /// What both sides of a migration must have alike.
-    pub fn facts(&self) -> &[DeviceFactV1] {
+    pub fn facts(&self) -> &[DeviceFact] {
         &self.facts
     }
 
     /// Presses the power button; `false` if the guest doesn't listen to it.
     pub fn press_power_button(&self) -> bool {
-        self.pm.lock().unwrap_or_else(std::sync::PoisonError::into_inner).press_power_button()
+        lock(&self.pm).press_power_button()
     }
 
     /// Stops all use of guest memory; returns when nothing is under way.
-    pub fn pause(&self) {}
+    pub fn pause(&self) {
+        self.virtio.iter().for_each(|device| lock(device).pause());
+    }
 
     /// Goes on, looking at every queue once: a buffer that came just before the stop gets no second kick.
-    pub fn resume(&self) {}
+    pub fn resume(&self) {
+        self.virtio.iter().for_each(|device| lock(device).resume());
+    }
 
-    /// Tells the networks where the guest is now.
-    pub fn announce(&self) {}
+    /// Tells the networks where the guest is now, a few times, from a thread of its own.
+    pub fn announce(&self) {
+        if self.nets.is_empty() {
+            return;
+        }
+        let nets: Vec<_> = self.nets.iter().map(Arc::downgrade).collect();
+        let started = std::thread::Builder::new().name("announce".into()).spawn(move || announce(&nets));
+        if let Err(error) = started {
+            tracing::warn!(%error, "the guest's new place can't be announced to its networks");
+        }
+    }
+}
+
+/// When the announcements are sent, after the one before: QEMU's rhythm of 50 ms and 100 ms more each time,
+/// since a switch may take a while to bring up a port.
+const ANNOUNCE_PAUSES_MS: [u64; 5] = [0, 50, 150, 250, 350];
+
+/// The interfaces are held weakly: a machine that ends meanwhile must be able to close its TAPs.
+fn announce(nets: &[Weak<Mutex<MmioTransport<Net>>>]) {
+    for pause_ms in ANNOUNCE_PAUSES_MS {
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        for net in nets.iter().filter_map(Weak::upgrade) {
+            if let Err(error) = lock(&net).device().self_announce() {
+                tracing::warn!(%error, "the guest's new place could not be announced");
+            }
+        }
+    }
+}
+
+/// Adds virtio devices to a set.
+struct Builder<'a> {
+    vm: &'a VmFd,
+    ram: &'a GuestRam,
+    set: DeviceSet,
+    bus: SystemBus,
+}
+
+impl Builder<'_> {
+    fn add(
+        &mut self,
+        device: VirtioDevice,
+        slot: VirtioSlot,
+        config: &VmConfig,
+        plugs: &Plugs,
+    ) -> Result<(), DeviceError> {
+        match device {
+            VirtioDevice::Rng => {
+                let rng = Rng::new().map_err(|source| DeviceError::Virtio { device: "virtio-rng", source })?;
+                self.virtio("virtio-rng", rng, 0, slot)?;
+            }
+            VirtioDevice::Console => {
+                self.virtio("virtio-console", Console::new(Arc::clone(&plugs.console)), 0, slot)?;
+            }
+            VirtioDevice::Disk(index) => {
+                let Some(disk) = config.disks.get(index) else { return Ok(()) };
+                let blk = open_disk(disk)?;
+                let access = if disk.readonly { "read-only" } else { "writable" };
+                let detail = format!("{} sectors, {access}", blk.sectors());
+                self.fact("virtio-blk", index, detail, false);
+                self.virtio("virtio-blk", blk, index, slot)?;
+            }
+            VirtioDevice::Net(index) => {
+                let Some(net) = config.nets.get(index) else { return Ok(()) };
+                self.fact("virtio-net", index, format!("mac {}", net.mac), !net.mac_given);
+                let net = self.virtio("virtio-net", open_net(net)?, index, slot)?;
+                self.set.nets.push(net);
+            }
+        }
+        Ok(())
+    }
+
+    fn fact(&mut self, name: &str, index: usize, detail: String, adopts: bool) {
+        let fact = DeviceFactV1 { name: name.to_owned(), instance: index as u32, detail };
+        self.set.facts.push(DeviceFact { fact, adopts });
+    }
+
+    fn virtio<D: VirtioModel>(
+        &mut self,
+        device: &'static str,
+        model: D,
+        instance: usize,
+        slot: VirtioSlot,
+    ) -> Result<Arc<Mutex<MmioTransport<D>>>, DeviceError>
+    where
+        MmioTransport<D>: MmioDevice + Stateful,
+    {
+        let interrupt = line(self.vm, device, slot.gsi)?;
+        let transport = MmioTransport::new(model, self.ram.clone(), interrupt)
+            .map_err(|source| DeviceError::Virtio { device, source })?;
+        let gpa = slot.gpa + QUEUE_NOTIFY_OFFSET;
+        for (queue, event) in (0u32..).zip(transport.queue_events()) {
+            let registered = self.vm.register_ioevent(event, &IoEventAddress::Mmio(gpa), queue);
+            registered.map_err(|source| DeviceError::Ioeventfd { device, gpa, source })?;
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        self.bus.add_mmio(slot.gpa, slot.len, transport.clone());
+        self.set.virtio.push(transport.clone());
+        self.set.sources.push(transport.clone());
+        self.set.parts.push(part(transport.clone(), instance as u32));
+        Ok(transport)
+    }
 }

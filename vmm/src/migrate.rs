@@ -113,7 +113,14 @@ impl DestinationVm for Vm {
         let host = platform::host_cpuid(&self.kvm.kvm)
             .map_err(|error| VmError::new("this host's CPU features can't be read", error))?;
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
-        let differences = platform::differences(&theirs, &self.platform(), &host, can_scale);
+        let mut here = self.platform();
+        for (fact, known) in here.devices.iter_mut().zip(self.core.devices().facts()) {
+            let same = |their: &&platform::DeviceFactV1| their.name == fact.name && their.instance == fact.instance;
+            if let (true, Some(their)) = (known.adopts, theirs.devices.iter().find(same)) {
+                fact.detail.clone_from(&their.detail);
+            }
+        }
+        let differences = platform::differences(&theirs, &here, &host, can_scale);
         if differences.is_empty() { Ok(()) } else { Err(VmError::plain(differences.join("; "))) }
     }
 

@@ -200,7 +200,7 @@ impl Vm {
             xsave_bytes = vcpu.access().xsave_bytes() as u32;
             tsc_khz = vcpu.tsc_khz().unwrap_or(0);
         }
-        let devices = self.core.devices().facts().to_vec();
+        let devices = self.core.devices().facts().iter().map(|known| known.fact.clone()).collect();
         PlatformV1 { cpuid, tsc_khz, msrs, xsave_bytes, devices, kvm: self.kvm.kind.clone() }
     }
 }

@@ -2,13 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
 use tern_devices::{BytePort, PortTarget};
 
 use crate::config::{SerialConfig, VmConfig};
-use crate::control::ListeningSocket;
 use crate::devices::Plugs;
 use crate::vm::Host;
 
