@@ -4,6 +4,7 @@ pub mod boot;
 pub mod layout;
 pub mod config;
 pub mod control;
+pub mod host;
 pub mod kvm;
 pub mod vcpu;
 pub mod bus;
