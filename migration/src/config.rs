@@ -48,7 +48,7 @@ pub const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "max-bandwidth",
         unit: "bytes/s",
-        range: 65_536..=1 << 50,
+        range: 262_144..=1 << 50,
         zero: Some("unlimited"),
         default: 0,
         meaning: "Most bytes a second that are sent while the guest runs; not applied while it is stopped.",
@@ -184,7 +184,7 @@ impl Parameter {
         })
     }
 
-    /// The legal values, for people: `0 (unlimited) or 65536 to 1125899906842624`.
+    /// The legal values, for people: `0 (unlimited) or 262144 to 1125899906842624`.
     pub fn legal(&self) -> String {
         let range = format!("{} to {}", self.range.start(), self.range.end());
         self.zero.map_or(range.clone(), |zero| format!("0 ({zero}) or {range}"))
@@ -315,8 +315,8 @@ mod tests {
         for row in PARAMETERS {
             row.check(row.default).unwrap();
             let mut changed = Parameters::default();
-            changed.set(row.name, 70_000).unwrap();
-            assert_eq!((row.get)(&changed), 70_000);
+            changed.set(row.name, 300_000).unwrap();
+            assert_eq!((row.get)(&changed), 300_000);
             let others = PARAMETERS.iter().filter(|other| (other.get)(&changed) != other.default);
             assert_eq!(others.count(), 1, "{} changes more than itself", row.name);
         }

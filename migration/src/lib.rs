@@ -14,12 +14,21 @@
 //! talk is in PROTOCOL.md.
 
 mod cancel;
+pub mod channel;
 pub mod config;
 mod control;
+pub mod destination;
 mod dirty;
 pub mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod policy;
+#[doc(hidden)]
+pub mod ram;
+pub mod source;
 pub mod stats;
 mod vm;
+mod wire;
 
 pub use config::{Capabilities, LiveParameters, Parameters};
 pub use control::{Control, Observer, Unobserved};

@@ -136,8 +136,10 @@ pub struct Report {
     pub max_bandwidth_bytes_per_s: u64,
     /// The stop of the guest, part by part.
     pub downtime: Option<Downtime>,
-    /// Why it did not complete; on a completed migration, what went wrong after the commit.
+    /// Why it did not complete.
     pub error: Option<ErrorReport>,
+    /// What else went wrong without deciding anything.
+    pub warnings: Vec<String>,
 }
 
 /// Pages by what became of them.
@@ -274,6 +276,7 @@ impl Report {
             max_bandwidth_bytes_per_s: 0,
             downtime: None,
             error: None,
+            warnings: Vec::new(),
         }
     }
 

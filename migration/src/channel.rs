@@ -1,0 +1,75 @@
+//! Connections: where to, how to get one, and how bytes move over it.
+//!
+//! All sockets are used without blocking: an operation that can't go on waits for the socket, the cancel
+//! token and its time limit at once, so a cancel ends it at once and a stalled peer ends it as an error.
+
+mod listener;
+pub(crate) mod pacer;
+pub(crate) mod socket;
+pub(crate) mod span;
+mod uri;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+pub use listener::{Listener, connect};
+pub use uri::{Uri, UriError};
+
+use self::socket::Socket;
+
+/// How long a connection may take to come about.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing may move while something should.
+pub const IO_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Until bytes can be received.
+    Receive,
+    /// Until bytes can be sent.
+    Send,
+}
+
+/// What a wait ended with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// The socket can go on.
+    Ready,
+    /// The token was cancelled.
+    Cancelled,
+    /// The time is over.
+    TimedOut,
+}
+
+/// A connection to a peer that hasn't been heard yet.
+#[derive(Debug)]
+pub struct Connection {
+    pub(crate) socket: Socket,
+    pub(crate) kind: &'static str,
+    pub(crate) timeout: Duration,
+}
+
+impl Connection {
+    pub(crate) fn new(socket: Socket, kind: &'static str) -> Self {
+        Self { socket, kind, timeout: IO_TIMEOUT }
+    }
+
+    /// A unix stream that is connected already.
+    pub fn from_stream(stream: UnixStream) -> Self {
+        Self::new(Socket::new(stream.into()), "unix")
+    }
+
+    /// Two ends of one connection inside this process.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = UnixStream::pair()?;
+        Ok((Self::from_stream(one), Self::from_stream(other)))
+    }
+
+    /// Another time limit than [`IO_TIMEOUT`].
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}

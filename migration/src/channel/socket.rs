@@ -1,0 +1,131 @@
+//! A TCP or unix stream socket that sends from guest memory and receives into it, and never blocks but in
+//! [`Socket::wait`].
+
+#![allow(unsafe_code, reason = "sendmsg(2), recvmsg(2) over guest memory and poll(2) have no safe form")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use super::span::{InSpan, OutSpan};
+use super::{Direction, Woken};
+
+/// Most spans that one call may have (Linux's UIO_MAXIOV).
+const SPANS_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+}
+
+impl Socket {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Sends what it can of `spans`. `more`: the rest of a frame follows at once.
+    pub(crate) fn send(&mut self, spans: &[OutSpan<'_>], more: bool) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+        let message = message(spans.as_ptr().cast(), spans.len());
+        retry(|| {
+            // SAFETY: `message` points to `spans`, which are iovecs (`repr(transparent)`) over memory that
+            // is mapped while they live; the kernel only reads it.
+            unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, flags) }
+        })
+    }
+
+    /// Receives what there is into `spans`; 0 at the end of the stream.
+    pub(crate) fn receive(&mut self, spans: &[InSpan<'_>]) -> io::Result<usize> {
+        let mut message = message(spans.as_ptr().cast(), spans.len());
+        retry(|| {
+            // SAFETY: as in `send`; each span is exclusively borrowed memory or guest memory, which may be
+            // written at any time, and the kernel writes inside their bounds.
+            unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+        })
+    }
+
+    /// Waits until it can go on, until `wake` is readable, or for `timeout`.
+    pub(crate) fn wait(
+        &self,
+        direction: Direction,
+        wake: Option<BorrowedFd<'_>>,
+        timeout: Duration,
+    ) -> io::Result<Woken> {
+        wait(self.fd.as_fd(), direction, wake, timeout)
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn finish(&mut self) {
+        // SAFETY: takes two integers. An error means that the connection is gone already.
+        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) };
+    }
+}
+
+fn message(spans: *const libc::iovec, count: usize) -> libc::msghdr {
+    // SAFETY: all-zero is a valid msghdr: no address, no control data, no spans.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = spans.cast_mut();
+    message.msg_iovlen = count.min(SPANS_MAX);
+    message
+}
+
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(count) = usize::try_from(call()) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Waits for a descriptor, for `wake`, or for `timeout` (rounded up to a millisecond).
+pub(crate) fn wait(
+    fd: BorrowedFd<'_>,
+    direction: Direction,
+    wake: Option<BorrowedFd<'_>>,
+    timeout: Duration,
+) -> io::Result<Woken> {
+    let events = match direction {
+        Direction::Receive => libc::POLLIN,
+        Direction::Send => libc::POLLOUT,
+    };
+    let entry = |fd: RawFd, events| libc::pollfd { fd, events, revents: 0 };
+    // poll(2) passes over an entry whose descriptor is negative.
+    let wake = wake.map_or(-1, |wake| wake.as_raw_fd());
+    let mut entries = [entry(fd.as_raw_fd(), events), entry(wake, libc::POLLIN)];
+    let until = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
+    };
+    let woken = retry(|| {
+        // SAFETY: `entries` has two entries and lives over the call, as does `until`; no signal mask.
+        unsafe { libc::ppoll(entries.as_mut_ptr(), 2, &raw const until, std::ptr::null()) as isize }
+    })?;
+    Ok(match entries {
+        [_, wake] if wake.revents != 0 => Woken::Cancelled,
+        _ if woken == 0 => Woken::TimedOut,
+        _ => Woken::Ready,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_wait_ends_by_the_socket_the_token_or_the_clock() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let cancel = crate::cancel::Cancel::new().unwrap();
+        let (one, mut other) = (Socket::new(one.into()), Socket::new(other.into()));
+        let wait = |ms| one.wait(Direction::Receive, Some(cancel.as_fd()), Duration::from_millis(ms));
+        assert_eq!(wait(1).unwrap(), Woken::TimedOut);
+        other.send(&[OutSpan::bytes(b"x")], false).unwrap();
+        assert_eq!(wait(10_000).unwrap(), Woken::Ready);
+        cancel.cancel();
+        assert_eq!(wait(10_000).unwrap(), Woken::Cancelled);
+    }
+}

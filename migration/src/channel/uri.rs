@@ -1,0 +1,130 @@
+//! Where a peer is: `tcp:HOST:PORT`, `tcp:[IPV6]:PORT` or `unix:PATH`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// An address of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uri {
+    /// TCP.
+    Tcp {
+        /// Name or address, without brackets; empty: any address of this host (listening only).
+        host: String,
+        /// Port; 0: any free one (listening only).
+        port: u16,
+    },
+    /// A unix socket.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+/// A text that is no address.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("\"{text}\": {problem}; legal forms: tcp:HOST:PORT, tcp:[IPV6]:PORT, unix:PATH")]
+pub struct UriError {
+    /// The text.
+    pub text: String,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+/// Longest path that a unix socket's address can hold.
+const UNIX_PATH_MAX_BYTES: usize = 107;
+
+impl FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        parse(text).map_err(|problem| UriError { text: text.to_owned(), problem })
+    }
+}
+
+fn parse(text: &str) -> Result<Uri, &'static str> {
+    match text.split_once(':') {
+        Some(("tcp", rest)) => parse_tcp(rest),
+        Some(("unix", "")) => Err("the path is missing"),
+        Some(("unix", path)) if path.len() > UNIX_PATH_MAX_BYTES => {
+            Err("the path is longer than 107 bytes, the most that a unix socket can have")
+        }
+        Some(("unix", path)) if path.contains('\0') => Err("the path contains a zero byte"),
+        Some(("unix", path)) => Ok(Uri::Unix { path: PathBuf::from(path) }),
+        Some(_) => Err("the transport is not known"),
+        None => Err("the transport is missing"),
+    }
+}
+
+fn parse_tcp(rest: &str) -> Result<Uri, &'static str> {
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(rest) => rest.split_once("]:").ok_or("\"]:PORT\" is missing")?,
+        None => rest.rsplit_once(':').ok_or("the port is missing")?,
+    };
+    if !rest.starts_with('[') && host.contains(':') {
+        return Err("an IPv6 address stands in brackets");
+    }
+    if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
+        return Err("the port is not a number");
+    }
+    let port = port.parse().map_err(|_| "the port is greater than 65535")?;
+    Ok(Uri::Tcp { host: host.to_owned(), port })
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Unix { path } => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn legal_forms_come_back_as_they_are() {
+        for text in ["tcp:host:1", "tcp:[::1]:65535", "tcp:10.0.0.1:4444", "unix:/run/a:b", "tcp::0"] {
+            assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_legal_forms() {
+        let wrong = [
+            "",
+            "tcp",
+            "tcp:",
+            "tcp:host",
+            "tcp:host:",
+            "tcp:host:70000",
+            "tcp:::1:5",
+            "tcp:h:-1",
+            "unix:",
+            "udp:h:1",
+            "tcp:[::1]5",
+        ];
+        for text in wrong {
+            let error = text.parse::<Uri>().unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("\"{text}\": ")) && error.contains("tcp:[IPV6]:PORT"),
+                "{error}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_or_an_error(text: String) {
+            if let Ok(uri) = format!("tcp:{text}").parse::<Uri>() {
+                prop_assert_eq!(uri.to_string().parse::<Uri>(), Ok(uri));
+            }
+        }
+    }
+}

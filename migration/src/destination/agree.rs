@@ -1,0 +1,70 @@
+//! Handshake: who is there, and does its guest fit?
+
+use super::Attempt;
+use super::load::{Loading, Prepared};
+use crate::error::{MigrationError, ProtocolError};
+use crate::ram::{ENCODINGS_MASK, RamView};
+use crate::stats::{Side, Status};
+use crate::vm::{DestinationVm, PAGE_BYTES, VmFacts};
+use crate::wire::{Agreed as AgreedMessage, FrameType, Offer, differences, introduce};
+
+/// Nothing is known of the peer yet.
+pub(super) struct Connected<'s, 'a, V> {
+    pub(super) attempt: &'s mut Attempt<'a, V>,
+    pub(super) ram: &'s RamView,
+}
+
+/// The guest will be taken.
+pub(super) struct Agreed<'s, 'a, V> {
+    attempt: &'s mut Attempt<'a, V>,
+    ram: &'s RamView,
+}
+
+impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
+    pub(super) fn agree(self) -> Result<Agreed<'s, 'a, V>, MigrationError> {
+        let Self { attempt, ram } = self;
+        attempt.report.memory_bytes = ram.region_pages().sum::<u64>() * PAGE_BYTES;
+        attempt.set_status(Status::Setup);
+        let peer = introduce(&mut attempt.wire, Side::Destination)?;
+        attempt.report.session = peer.session;
+        attempt.report.peer_tern_version = peer.tern_version;
+        attempt.report.protocol_version = peer.protocol_version;
+        let offer: Offer = attempt.wire.expect(FrameType::Offer, "waiting for the offer")?;
+        check(&attempt.vm, &offer)?;
+        let (protocol_version, encodings) = (peer.protocol_version, offer.encodings & ENCODINGS_MASK);
+        let agreed = AgreedMessage { protocol_version, encodings };
+        attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
+        attempt.report.setup_us = attempt.control.elapsed_us();
+        Ok(Agreed { attempt, ram })
+    }
+}
+
+/// What the engine compares, and then what the machine does; everything that differs is in one text.
+fn check<V: DestinationVm>(vm: &V, offer: &Offer) -> Result<(), MigrationError> {
+    let VmFacts { sections, memory, .. } = &offer.facts;
+    let counts =
+        [("sections", sections.len(), tern_schema::SECTIONS_MAX), ("regions", memory.len(), 1 << 10)];
+    for (field, found, max) in counts {
+        if found > max {
+            let (found, max) = (found as u64, max as u64);
+            return Err(ProtocolError::Limit { frame: "offer", field, found, max }.into());
+        }
+    }
+    let ours = differences(&offer.facts, offer.page_bytes, &vm.facts());
+    let theirs = vm.check(&offer.facts).err().map(|error| {
+        ("platform", MigrationError::Vm { action: "comparing the two machines", source: error })
+    });
+    let theirs = theirs.map(|(code, error)| (code, error.chain().split_off(1).join(": ")));
+    let found: Vec<(&str, String)> = ours.into_iter().chain(theirs).collect();
+    let Some((code, _)) = found.first() else { return Ok(()) };
+    let text = found.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n");
+    Err(MigrationError::Refused { code: (*code).to_owned(), text })
+}
+
+impl<'s, 'a, V: DestinationVm> Agreed<'s, 'a, V> {
+    pub(super) fn load(self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+        let Self { attempt, ram } = self;
+        attempt.set_status(Status::Active);
+        Loading::new(attempt, ram).run()
+    }
+}

@@ -1,0 +1,131 @@
+//! Memory, state, and the moment from which the guest is this side's.
+
+use std::time::Instant;
+
+use tern_schema::StateSet;
+
+use super::Attempt;
+use crate::error::{MigrationError, ProtocolError};
+use crate::policy::link::rate;
+use crate::ram::{PageReceiver, RamView};
+use crate::stats::{Downtime, Round};
+use crate::vm::{DestinationVm, VmError};
+use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running};
+
+/// Memory arrives.
+pub(super) struct Loading<'s, 'a, V> {
+    attempt: &'s mut Attempt<'a, V>,
+    pages: PageReceiver<'s>,
+    now: Round,
+    started: Instant,
+}
+
+/// All is loaded and checked; nothing runs.
+pub(super) struct Prepared<'s, 'a, V> {
+    attempt: &'s mut Attempt<'a, V>,
+    running: bool,
+    downtime: Downtime,
+}
+
+impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
+    pub(super) fn new(attempt: &'s mut Attempt<'a, V>, ram: &'s RamView) -> Self {
+        Self { attempt, pages: PageReceiver::new(ram), now: Round::default(), started: Instant::now() }
+    }
+
+    /// All rounds, then the state.
+    pub(super) fn run(mut self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+        const STATE: &str = "receiving memory";
+        let started = Instant::now();
+        loop {
+            let header = self.attempt.wire.receive(STATE)?;
+            match header.frame {
+                FrameType::Pages => {
+                    let (pages, bytes) = self.pages.receive(&header, &mut self.attempt.wire)?;
+                    self.now.pages_raw += pages.raw;
+                    self.now.pages_zero += pages.zero;
+                    self.now.wire_bytes += bytes.total();
+                    let report = &mut self.attempt.report;
+                    report.pages.raw += pages.raw;
+                    report.pages.zero += pages.zero;
+                    report.bytes.page_data += bytes.page_data;
+                    report.bytes.page_records += bytes.page_records;
+                    self.attempt.publish_if_old();
+                }
+                FrameType::RoundEnd => {
+                    let last = self.end_round()?;
+                    self.attempt.report.live_us = started.elapsed().as_micros() as u64;
+                    if last {
+                        return self.load_state();
+                    }
+                }
+                _ => return Err(self.attempt.wire.unexpected(&header, STATE, "pages or round-end")),
+            }
+        }
+    }
+
+    fn end_round(&mut self) -> Result<bool, MigrationError> {
+        let RoundEnd { pages, last } = self.attempt.wire.message(FrameType::RoundEnd)?;
+        let received = self.now.pages_raw + self.now.pages_zero;
+        if pages != received {
+            let (frame, field) = ("round-end", "number of pages");
+            return Err(ProtocolError::Mismatch { frame, field, found: pages, expected: received }.into());
+        }
+        self.now.stopped = last;
+        self.now.duration_us = self.started.elapsed().as_micros() as u64;
+        self.attempt.report.moved_bytes_per_s = rate(self.now.wire_bytes, self.now.duration_us);
+        self.attempt.report.push_round(self.now);
+        self.now = Round { round: self.now.round.wrapping_add(1), ..Round::default() };
+        self.started = Instant::now();
+        self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
+        Ok(last)
+    }
+
+    fn load_state(self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+        const STATE: &str = "waiting for the state";
+        let attempt = self.attempt;
+        let header = attempt.wire.receive(STATE)?;
+        if header.frame != FrameType::State {
+            return Err(attempt.wire.unexpected(&header, STATE, "state"));
+        }
+        let started = Instant::now();
+        attempt.report.bytes.state += u64::from(header.length);
+        let state = StateSet::decode(attempt.wire.payload()).map_err(ProtocolError::from)?;
+        attempt.vm.load(state).map_err(vm_failed("loading the guest's state"))?;
+        let downtime = Downtime { load_us: started.elapsed().as_micros() as u64, ..Downtime::default() };
+        let running = header.flags & FLAG_RUNNING != 0;
+        Ok(Prepared { attempt, running, downtime })
+    }
+}
+
+impl<V: DestinationVm> Prepared<'_, '_, V> {
+    /// Says that all is ready, and waits to be told that the guest is this side's. A cancel comes before
+    /// that or too late: afterwards the source may have given the guest up.
+    pub(super) fn start(self) -> Result<bool, MigrationError> {
+        let Self { attempt, running, mut downtime } = self;
+        if !attempt.control.cancel.close() {
+            return Err(MigrationError::Cancelled);
+        }
+        attempt.wire.ignore_cancel();
+        let message = PreparedMessage { load_us: downtime.load_us };
+        attempt.wire.send(FrameType::Prepared, &message, "saying that all is loaded")?;
+        let commit: Commit = attempt.wire.expect(FrameType::Commit, "waiting for the source to hand over")?;
+        attempt.committed = true;
+        let started = Instant::now();
+        attempt.vm.start(running).map_err(vm_failed("starting the guest"))?;
+        downtime.resume_us = started.elapsed().as_micros() as u64;
+        let Commit { stop_us, state_save_us, final_ram_us } = commit;
+        let resume_us = downtime.resume_us;
+        let told =
+            attempt.wire.send(FrameType::Running, &Running { resume_us }, "saying that the guest runs");
+        // The guest runs here; a source that doesn't hear of it stays stopped, in doubt.
+        if let Err(error) = told {
+            attempt.report.warnings.push(format!("the source was not told: {}", error.text()));
+        }
+        attempt.report.downtime = Some(Downtime { stop_us, state_save_us, final_ram_us, ..downtime });
+        Ok(running)
+    }
+}
+
+fn vm_failed(action: &'static str) -> impl FnOnce(VmError) -> MigrationError {
+    move |source| MigrationError::Vm { action, source }
+}

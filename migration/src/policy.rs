@@ -1,0 +1,4 @@
+//! Decisions, as functions of figures: no clock and no socket inside.
+
+pub(crate) mod downtime;
+pub(crate) mod link;

@@ -1,0 +1,17 @@
+//! Guest memory as the engine sees it: pages of regions, how they are encoded, and how a batch of them
+//! looks on the wire.
+
+mod batch;
+mod encode;
+mod guest;
+mod receive;
+mod send;
+mod zero;
+
+pub(crate) use batch::{BATCH_PAGES_MAX, RECORD_BYTES};
+pub(crate) use encode::ENCODINGS_MASK;
+pub(crate) use guest::RamView;
+pub(crate) use receive::PageReceiver;
+pub(crate) use send::{CHUNK_PAGES, PageSender};
+#[doc(hidden)]
+pub use zero::is_zero_slice;

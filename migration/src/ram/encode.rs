@@ -1,0 +1,49 @@
+//! The encodings that a page may have on the wire, in one table. A new one is a file and a row.
+
+use crate::vm::PAGE_BYTES;
+
+/// How the content of a page is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Encoding {
+    /// All bytes are zero; no data follows.
+    Zero = 0,
+    /// The page as it is.
+    Raw = 1,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub(crate) struct EncodingInfo {
+    pub(crate) encoding: Encoding,
+    /// Least and most bytes of data that a page may have.
+    pub(crate) data_bytes: (u32, u32),
+}
+
+/// All encodings; the number on the wire is the position.
+pub(crate) const ENCODINGS: &[EncodingInfo] = &[
+    EncodingInfo { encoding: Encoding::Zero, data_bytes: (0, 0) },
+    EncodingInfo { encoding: Encoding::Raw, data_bytes: (PAGE_BYTES as u32, PAGE_BYTES as u32) },
+];
+
+/// Bit n is encoding n: what this build offers.
+pub(crate) const ENCODINGS_MASK: u64 = (1 << ENCODINGS.len()) - 1;
+
+impl Encoding {
+    /// The row of this number.
+    pub(crate) fn from_number(number: u8) -> Option<&'static EncodingInfo> {
+        ENCODINGS.get(usize::from(number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_on_the_wire_is_the_position() {
+        for (position, row) in ENCODINGS.iter().enumerate() {
+            assert_eq!(row.encoding as usize, position);
+        }
+    }
+}

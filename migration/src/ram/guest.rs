@@ -1,0 +1,109 @@
+//! Addresses of guest pages in this process, with their bounds checked.
+
+#![allow(unsafe_code, reason = "guest memory is reached by address: it changes while it is read")]
+
+use std::ops::Range;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::zero;
+use crate::channel::span::{InSpan, OutSpan};
+use crate::error::MigrationError;
+use crate::vm::{GuestRam, PAGE_BYTES};
+
+/// All regions of a guest's memory. Keeps them mapped.
+#[derive(Debug)]
+pub(crate) struct RamView {
+    regions: Vec<Region>,
+    _mapped: GuestRam,
+}
+
+#[derive(Debug)]
+struct Region {
+    host: *mut u8,
+    pages: u64,
+}
+
+impl RamView {
+    pub(crate) fn new(ram: &GuestRam) -> Self {
+        let mapped = ram.clone();
+        let region =
+            |r: &vm_memory::GuestRegionMmap<_>| Region { host: r.as_ptr(), pages: r.len() / PAGE_BYTES };
+        Self { regions: mapped.iter().map(region).collect(), _mapped: mapped }
+    }
+
+    /// Number of pages of each region.
+    pub(crate) fn region_pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.regions.iter().map(|region| region.pages)
+    }
+
+    pub(crate) fn pages(&self, region: usize) -> Option<u64> {
+        self.regions.get(region).map(|region| region.pages)
+    }
+
+    /// Pages to send as they are.
+    pub(crate) fn out_span(&self, region: usize, pages: Range<u64>) -> Result<OutSpan<'_>, MigrationError> {
+        let (address, len) = self.locate(region, pages)?;
+        // SAFETY: `locate` has checked the bounds, and `self` keeps the mapping.
+        Ok(unsafe { OutSpan::guest(address, len) })
+    }
+
+    /// Pages to fill with what is received.
+    pub(crate) fn in_span(&self, region: usize, pages: Range<u64>) -> Result<InSpan<'_>, MigrationError> {
+        let (address, len) = self.locate(region, pages)?;
+        // SAFETY: `locate` has checked the bounds, and `self` keeps the mapping.
+        Ok(unsafe { InSpan::guest(address, len) })
+    }
+
+    pub(crate) fn is_zero(&self, region: usize, page: u64) -> Result<bool, MigrationError> {
+        let (address, len) = self.locate(region, page..page + 1)?;
+        // SAFETY: `locate` has checked the bounds; mappings begin at a page, and a page is 32 x 128 bytes.
+        Ok(unsafe { zero::is_zero(address, len) })
+    }
+
+    /// Makes a page zero. One that is zero is only read: an untouched page stays without memory of its own.
+    pub(crate) fn make_zero(&self, region: usize, page: u64) -> Result<(), MigrationError> {
+        if self.is_zero(region, page)? {
+            return Ok(());
+        }
+        let (address, len) = self.locate(region, page..page + 1)?;
+        // SAFETY: `locate` has checked the bounds. No Rust reference to guest memory exists.
+        unsafe { address.write_bytes(0, len) };
+        Ok(())
+    }
+
+    fn locate(&self, region: usize, pages: Range<u64>) -> Result<(*mut u8, usize), MigrationError> {
+        let found = self.regions.get(region).filter(|r| pages.start < pages.end && pages.end <= r.pages);
+        let Some(found) = found else {
+            let (offset_bytes, end_bytes) =
+                (pages.start.saturating_mul(PAGE_BYTES), pages.end.saturating_mul(PAGE_BYTES));
+            return Err(MigrationError::Memory { region, offset_bytes, end_bytes });
+        };
+        // Both are inside a mapping, so they fit into a usize.
+        let offset = (pages.start * PAGE_BYTES) as usize;
+        Ok((found.host.wrapping_add(offset), ((pages.end - pages.start) * PAGE_BYTES) as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn pages_outside_a_region_do_not_exist() {
+        let regions = [(GuestAddress(0), 4 * 4096), (GuestAddress(1 << 32), 8 * 4096)];
+        let ram = GuestRam::from_ranges(&regions).unwrap();
+        let view = RamView::new(&ram);
+        assert_eq!(view.region_pages().collect::<Vec<_>>(), [4, 8]);
+        assert_eq!(view.out_span(0, 1..4).unwrap().len(), 3 * 4096);
+        for (region, pages) in [(0, 3..5), (0, 4..5), (2, 0..1), (1, u64::MAX - 1..u64::MAX), (0, 2..2)] {
+            view.out_span(region, pages.clone()).unwrap_err();
+            view.in_span(region, pages).unwrap_err();
+        }
+        ram.write_obj(7u8, GuestAddress((1 << 32) + 4096 + 5)).unwrap();
+        assert!(view.is_zero(1, 0).unwrap() && !view.is_zero(1, 1).unwrap());
+        view.make_zero(1, 1).unwrap();
+        assert!(view.is_zero(1, 1).unwrap());
+    }
+}

@@ -1,0 +1,192 @@
+//! The source's side of a migration.
+//!
+//! ```text
+//! Connected --agree--> Agreed --run--> Rounds --stop--> Stopped --offer--> Offered --commit--> Done
+//!     '-------------------+---------------+----------------+----------------'            |
+//!                         | failure, cancel: the guest runs on here                      |
+//!                         v                                                              v
+//!                 Failed, Cancelled                          no answer after COMMIT: InDoubt
+//! ```
+//!
+//! Each phase is a plain struct that the next one is made of, so no step can be taken twice or out of
+//! order. The machine itself stays in [`Attempt`], which knows what has to be undone.
+
+mod agree;
+mod commit;
+mod rounds;
+
+use crate::channel::Connection;
+use crate::channel::pacer::Pacer;
+use crate::config::LiveParameters;
+use crate::control::Control;
+use crate::error::MigrationError;
+use crate::policy::link::LinkMeter;
+use crate::ram::RamView;
+use crate::stats::{Downtime, ErrorReport, Report, Side, Status};
+use crate::vm::{SourceVm, VmError};
+use crate::wire::Wire;
+
+use self::agree::Connected;
+
+/// The report that others read is at most this old while the guest runs.
+const PUBLISH_EVERY_US: u64 = 100_000;
+
+/// How a migration ended for the source.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest is on the destination. This side keeps it stopped and must never run it again.
+    Completed,
+    /// Cancelled: the guest goes on here as before, with nothing lost.
+    Cancelled,
+    /// Failed: the guest goes on here as before, with nothing lost. Only after
+    /// [`MigrationError::Resume`] it doesn't: it is stopped, with all its memory.
+    Failed(MigrationError),
+    /// The guest was given up and the destination's answer did not come: it may run there, or not at all.
+    /// This side keeps it stopped, with all its memory, until a person has looked at the destination.
+    InDoubt(MigrationError),
+}
+
+/// The machine, and how the migration ended.
+#[derive(Debug)]
+pub struct SourceEnd<V> {
+    /// The machine that was moved in.
+    pub vm: V,
+    /// What became of its guest.
+    pub outcome: Outcome,
+}
+
+/// Moves the guest of `vm` to the peer. Blocks until it is over; call it on a thread of its own. Obeys
+/// changes of `live` within 100 ms. `control` is for this attempt alone.
+pub fn migrate<V: SourceVm>(
+    vm: V,
+    connection: Connection,
+    live: &LiveParameters,
+    control: &Control,
+) -> SourceEnd<V> {
+    let ram = RamView::new(vm.ram());
+    let mut attempt = Attempt::new(vm, connection, live, control);
+    let result = Connected { attempt: &mut attempt, ram: &ram }
+        .agree()
+        .and_then(agree::Agreed::start)
+        .and_then(rounds::Rounds::run)
+        .and_then(commit::Stopped::offer)
+        .and_then(commit::Offered::commit);
+    attempt.finish(result)
+}
+
+/// What a failure must undo.
+#[derive(Debug, Clone, Copy, Default)]
+struct Undo {
+    log_started: bool,
+    stop_called: bool,
+    given_up: bool,
+}
+
+/// Everything that lasts over the phases.
+struct Attempt<'a, V> {
+    vm: V,
+    wire: Wire<'a>,
+    live: &'a LiveParameters,
+    control: &'a Control,
+    report: Report,
+    undo: Undo,
+    pacer: Pacer,
+    meter: LinkMeter,
+    round_trip_us: u64,
+    published_us: u64,
+}
+
+impl<'a, V: SourceVm> Attempt<'a, V> {
+    fn new(vm: V, connection: Connection, live: &'a LiveParameters, control: &'a Control) -> Self {
+        let mut report = Report::new(Side::Source);
+        report.transport = connection.kind;
+        let now_us = control.elapsed_us();
+        Self {
+            vm,
+            wire: Wire::new(connection, Side::Source, control),
+            live,
+            control,
+            report,
+            undo: Undo::default(),
+            pacer: Pacer::new(live.get().max_bandwidth_bytes_per_s, now_us),
+            meter: LinkMeter::new(),
+            round_trip_us: 0,
+            published_us: now_us,
+        }
+    }
+
+    fn set_status(&mut self, status: Status) {
+        self.report.status = status;
+        self.publish();
+        self.control.observer.status(status);
+    }
+
+    fn publish(&mut self) {
+        self.report.total_us = self.control.elapsed_us();
+        self.report.bytes.messages = self.wire.message_bytes;
+        self.report.link_bytes_per_s = self.meter.measured_bytes_per_s().unwrap_or(0);
+        self.published_us = self.report.total_us;
+        self.control.publish(&self.report);
+    }
+
+    /// Publishes now and then; never called while the guest is stopped.
+    fn publish_if_old(&mut self) {
+        if self.control.elapsed_us().saturating_sub(self.published_us) >= PUBLISH_EVERY_US {
+            self.publish();
+        }
+    }
+
+    fn finish(mut self, result: Result<Downtime, MigrationError>) -> SourceEnd<V> {
+        // Whoever cancels from here on is told that it is too late.
+        self.control.cancel.close();
+        let outcome = match result {
+            Ok(downtime) => {
+                self.report.downtime = Some(downtime);
+                Outcome::Completed
+            }
+            Err(error) if self.undo.given_up => Outcome::InDoubt(self.wire.last_words(error)),
+            Err(error) => self.give_back(error),
+        };
+        if self.undo.log_started {
+            self.stop_log();
+        }
+        let (status, error) = match &outcome {
+            Outcome::Completed => (Status::Completed, None),
+            Outcome::Cancelled => (Status::Cancelled, Some(&MigrationError::Cancelled)),
+            Outcome::Failed(error) => (Status::Failed, Some(error)),
+            Outcome::InDoubt(error) => (Status::InDoubt, Some(error)),
+        };
+        self.report.error = error.map(ErrorReport::from);
+        self.set_status(status);
+        SourceEnd { vm: self.vm, outcome }
+    }
+
+    /// The guest goes on here, and only then the peer is told.
+    fn give_back(&mut self, error: MigrationError) -> Outcome {
+        if self.undo.log_started {
+            self.stop_log();
+        }
+        let resumed = if self.undo.stop_called { self.vm.resume() } else { Ok(()) };
+        let error = self.wire.last_words(error);
+        self.wire.farewell(&error);
+        match (resumed, error) {
+            (Err(source), error) => {
+                Outcome::Failed(MigrationError::Resume { after: Box::new(error), source })
+            }
+            (Ok(()), MigrationError::Cancelled) => Outcome::Cancelled,
+            (Ok(()), error) => Outcome::Failed(error),
+        }
+    }
+
+    fn stop_log(&mut self) {
+        self.undo.log_started = false;
+        if let Err(source) = self.vm.dirty_log_stop() {
+            let error = vm_failed("stopping the dirty log")(source);
+            self.report.warnings.push(error.text());
+        }
+    }
+}
+
+fn vm_failed(action: &'static str) -> impl FnOnce(VmError) -> MigrationError {
+    move |source| MigrationError::Vm { action, source }
+}

@@ -1,0 +1,303 @@
+//! Rounds: all pages once, then those that were written meanwhile, again and again, until little is left.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::commit::Stopped;
+use super::{Attempt, vm_failed};
+use crate::dirty::DirtyBitmap;
+use crate::error::MigrationError;
+use crate::policy::downtime::{Decision, Figures, is_late};
+use crate::policy::link::rate;
+use crate::ram::{BATCH_PAGES_MAX, CHUNK_PAGES, PageSender, RamView};
+use crate::stats::{Downtime, Round, Status};
+use crate::vm::{PAGE_BYTES, SourceVm};
+use crate::wire::{FrameType, RoundEnd};
+
+/// A change of the limit is obeyed within this.
+const PAUSE_MAX_US: u64 = 50_000;
+const WORD_PAGES: u64 = 64;
+
+/// Memory moves while the guest runs.
+pub(super) struct Rounds<'s, 'a, V> {
+    pub(super) attempt: &'s mut Attempt<'a, V>,
+    ram: &'s RamView,
+    pub(super) pending: DirtyBitmap,
+    sender: PageSender<'s>,
+    runs: Vec<Range<u64>>,
+    resident: Vec<Range<u64>>,
+    /// The round that is being made.
+    now: Round,
+    dirty_bytes_before: Option<u64>,
+    rounds_within_limit: u32,
+}
+
+impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
+    pub(super) fn new(
+        attempt: &'s mut Attempt<'a, V>,
+        ram: &'s RamView,
+        pending: DirtyBitmap,
+        sender: PageSender<'s>,
+    ) -> Self {
+        // Every second page of a chunk: no chunk has more runs, so nothing is allocated later.
+        let runs = || Vec::with_capacity(CHUNK_PAGES as usize / 2 + 1);
+        Self {
+            attempt,
+            ram,
+            pending,
+            sender,
+            runs: runs(),
+            resident: runs(),
+            now: Round::default(),
+            dirty_bytes_before: None,
+            rounds_within_limit: 0,
+        }
+    }
+
+    /// Makes rounds until the guest may be stopped, and stops it.
+    pub(super) fn run(mut self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
+        let started = Instant::now();
+        loop {
+            self.round()?;
+            self.attempt.report.live_us = started.elapsed().as_micros() as u64;
+            let figures = self.figures();
+            self.attempt.report.expected_downtime_ms = Some(figures.expected_us().div_ceil(1000));
+            self.attempt.publish_if_old();
+            match figures.decide() {
+                Decision::Stop => return self.stop(),
+                Decision::Another { within_limit } => self.rounds_within_limit += u32::from(within_limit),
+                Decision::GiveUp => return Err(not_converging(&figures)),
+            }
+            self.dirty_bytes_before = Some(figures.dirty_bytes);
+        }
+    }
+
+    /// One round with the guest running.
+    fn round(&mut self) -> Result<(), MigrationError> {
+        self.attempt.control.observer.pass(self.now.round.saturating_add(1));
+        let started = Instant::now();
+        self.send_pending(true)?;
+        self.end_round(started, false)?;
+        let vm = &mut self.attempt.vm;
+        vm.dirty_log_fetch(&mut self.pending).map_err(vm_failed("reading the dirty log"))?;
+        self.now.pages_dirty_at_end = self.pending.count();
+        self.close_round(started);
+        Ok(())
+    }
+
+    /// Tells the peer that a round has ended.
+    pub(super) fn end_round(&mut self, started: Instant, last: bool) -> Result<(), MigrationError> {
+        let pages = self.now.pages_raw + self.now.pages_zero;
+        let wire = &mut self.attempt.wire;
+        wire.send(FrameType::RoundEnd, &RoundEnd { pages, last }, "ending a round")?;
+        wire.epoch = wire.epoch.wrapping_add(1);
+        self.now.stopped = last;
+        self.now.duration_us = started.elapsed().as_micros() as u64;
+        Ok(())
+    }
+
+    /// Puts the round into the report and begins the next.
+    pub(super) fn close_round(&mut self, started: Instant) {
+        let time_us = started.elapsed().as_micros() as u64;
+        self.now.dirty_pages_per_s = rate(self.now.pages_dirty_at_end, time_us);
+        let report = &mut self.attempt.report;
+        report.dirty_pages_per_s = self.now.dirty_pages_per_s;
+        report.moved_bytes_per_s = rate(self.now.wire_bytes, time_us);
+        report.remaining_bytes = self.now.pages_dirty_at_end * PAGE_BYTES;
+        report.push_round(self.now);
+        self.now = Round { round: self.now.round.saturating_add(1), ..Round::default() };
+    }
+
+    fn figures(&mut self) -> Figures {
+        let parameters = self.attempt.live.get();
+        let report = &mut self.attempt.report;
+        report.downtime_limit_ms = parameters.downtime_limit_ms;
+        report.max_bandwidth_bytes_per_s = parameters.max_bandwidth_bytes_per_s;
+        Figures {
+            dirty_bytes: self.pending.count() * PAGE_BYTES,
+            dirty_bytes_before: self.dirty_bytes_before,
+            link_bytes_per_s: self.attempt.meter.bytes_per_s(),
+            round_trip_us: self.attempt.round_trip_us,
+            elapsed_us: self.attempt.control.elapsed_us(),
+            rounds_within_limit: self.rounds_within_limit,
+            downtime_limit_ms: parameters.downtime_limit_ms,
+            max_total_time_ms: parameters.max_total_time_ms,
+        }
+    }
+
+    /// Stops the guest. The clock of the downtime starts before the order, not after it.
+    fn stop(self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
+        let attempt = &mut *self.attempt;
+        attempt.set_status(Status::Device);
+        attempt.undo.stop_called = true;
+        let stop_started = Instant::now();
+        let running = attempt.vm.stop().map_err(vm_failed("stopping the guest"))?;
+        let stop_us = stop_started.elapsed().as_micros() as u64;
+        let downtime = Downtime { stop_us, ..Downtime::default() };
+        Ok(Stopped { rounds: self, running, stop_started, downtime })
+    }
+
+    /// Sends all pending pages, chunk by chunk. While the guest runs, the dirty bits of a chunk are cleared
+    /// just before its pages are read: a write before that is in what is read, a later one is seen again.
+    /// While it is stopped nothing has to be cleared, and no limit applies.
+    pub(super) fn send_pending(&mut self, live: bool) -> Result<(), MigrationError> {
+        for region in 0..self.pending.regions() {
+            let mut start = 0;
+            while start < self.pending.pages(region) {
+                self.send_chunk(region, start, live)?;
+                start += CHUNK_PAGES;
+            }
+        }
+        self.flush(live)
+    }
+
+    fn send_chunk(&mut self, region: usize, start: u64, live: bool) -> Result<(), MigrationError> {
+        let words = (start / WORD_PAGES) as usize..((start + CHUNK_PAGES) / WORD_PAGES) as usize;
+        self.runs.clear();
+        self.pending.take_runs(region, words, &mut self.runs);
+        let (Some(first), Some(last)) = (self.runs.first(), self.runs.last()) else { return Ok(()) };
+        if live {
+            let pages = self.ram.pages(region).unwrap_or(0);
+            let end = last.end.next_multiple_of(WORD_PAGES).min(pages);
+            let cleared = first.start / WORD_PAGES * WORD_PAGES..end;
+            let vm = &mut self.attempt.vm;
+            vm.dirty_log_clear(region, cleared.clone()).map_err(vm_failed("clearing the dirty log"))?;
+            if self.now.round == 0 {
+                self.keep_resident(region, cleared)?;
+            }
+        }
+        self.send_runs(region, live)
+    }
+
+    /// Drops from `runs` what was never touched.
+    fn keep_resident(&mut self, region: usize, pages: Range<u64>) -> Result<(), MigrationError> {
+        self.resident.clear();
+        let vm = &self.attempt.vm;
+        vm.resident(region, pages, &mut self.resident).map_err(vm_failed("looking for untouched memory"))?;
+        let count = |runs: &[Range<u64>]| runs.iter().map(|run| run.end - run.start).sum::<u64>();
+        let before = count(&self.runs);
+        self.runs = intersection(&self.runs, &self.resident);
+        let untouched = before - count(&self.runs);
+        self.now.pages_untouched += untouched;
+        self.attempt.report.pages.untouched += untouched;
+        Ok(())
+    }
+
+    fn send_runs(&mut self, region: usize, live: bool) -> Result<(), MigrationError> {
+        let region = u16::try_from(region).map_err(|_| MigrationError::Memory {
+            region,
+            offset_bytes: 0,
+            end_bytes: 0,
+        })?;
+        let runs = std::mem::take(&mut self.runs);
+        let result = runs.iter().cloned().flatten().try_for_each(|page| {
+            let most = if live { self.attempt.pacer.batch_pages(BATCH_PAGES_MAX) } else { BATCH_PAGES_MAX };
+            if self.sender.len() >= most {
+                self.flush(live)?;
+            }
+            self.sender.add(region, page)
+        });
+        self.runs = runs;
+        result
+    }
+
+    fn flush(&mut self, live: bool) -> Result<(), MigrationError> {
+        if live {
+            self.before_live_batch()?;
+        }
+        let sent = self.sender.flush(&mut self.attempt.wire)?;
+        let bytes = sent.bytes.page_data + sent.bytes.page_records;
+        self.attempt.meter.add(bytes, sent.busy_us);
+        self.attempt.pacer.sent(bytes);
+        self.now.pages_raw += sent.pages.raw;
+        self.now.pages_zero += sent.pages.zero;
+        self.now.wire_bytes += bytes;
+        let report = &mut self.attempt.report;
+        report.pages.raw += sent.pages.raw;
+        report.pages.zero += sent.pages.zero;
+        report.bytes.page_data += sent.bytes.page_data;
+        report.bytes.page_records += sent.bytes.page_records;
+        Ok(())
+    }
+
+    /// Waits as long as the limit says, and sees whether the peer, a person or the clock ends it.
+    fn before_live_batch(&mut self) -> Result<(), MigrationError> {
+        loop {
+            let attempt = &mut *self.attempt;
+            let parameters = attempt.live.get();
+            let now_us = attempt.control.elapsed_us();
+            attempt.pacer.set_rate(parameters.max_bandwidth_bytes_per_s, now_us);
+            let wait_us = attempt.pacer.wait_us(now_us);
+            attempt.publish_if_old();
+            if attempt.wire.peer_spoke() {
+                let state = "sending memory";
+                let header = attempt.wire.receive(state)?;
+                return Err(attempt.wire.unexpected(&header, state, "nothing"));
+            }
+            if is_late(now_us, parameters.max_total_time_ms) {
+                let mut figures = self.figures();
+                let unsent = self.pending.count() + self.sender.len() as u64;
+                figures.dirty_bytes = unsent * PAGE_BYTES;
+                return Err(not_converging(&figures));
+            }
+            if wait_us == 0 {
+                return Ok(());
+            }
+            self.attempt.wire.pause(Duration::from_micros(wait_us.min(PAUSE_MAX_US)))?;
+        }
+    }
+}
+
+fn not_converging(figures: &Figures) -> MigrationError {
+    MigrationError::NotConverging {
+        elapsed_ms: figures.elapsed_us / 1000,
+        max_total_time_ms: figures.max_total_time_ms,
+        expected_downtime_ms: figures.expected_us().div_ceil(1000),
+        downtime_limit_ms: figures.downtime_limit_ms,
+    }
+}
+
+/// Pages that are in both lists of rising runs.
+fn intersection(one: &[Range<u64>], other: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut out = Vec::with_capacity(one.len().max(other.len()));
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    while let (Some(a), Some(b)) = (one.peek(), other.peek()) {
+        let common = a.start.max(b.start)..a.end.min(b.end);
+        if !common.is_empty() {
+            out.push(common);
+        }
+        if a.end <= b.end {
+            one.next();
+        } else {
+            other.next();
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn runs(pages: &[bool]) -> Vec<Range<u64>> {
+        let set = pages.iter().enumerate().filter(|(_, set)| **set).map(|(page, _)| page as u64);
+        set.fold(Vec::new(), |mut out: Vec<Range<u64>>, page| {
+            match out.last_mut() {
+                Some(last) if last.end == page => last.end += 1,
+                _ => out.push(page..page + 1),
+            }
+            out
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_intersection_has_the_pages_of_both(pages in prop::collection::vec(any::<(bool, bool)>(), 0..200)) {
+            let [one, other, both] = [|p: &(bool, bool)| p.0, |p: &(bool, bool)| p.1, |p: &(bool, bool)| p.0 && p.1]
+                .map(|pick| runs(&pages.iter().map(pick).collect::<Vec<_>>()));
+            prop_assert_eq!(intersection(&one, &other).into_iter().flatten().collect::<Vec<_>>(),
+                both.into_iter().flatten().collect::<Vec<_>>());
+        }
+    }
+}

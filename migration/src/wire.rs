@@ -1,0 +1,414 @@
+//! Frames over a connection: each has its number, its round and a checksum, and is checked against all
+//! three and against its limits before anything looks at what it holds.
+
+mod frame;
+mod handshake;
+mod message;
+
+use std::time::{Duration, Instant};
+
+use tern_schema::{Record, Writer, decode_record};
+
+pub(crate) use frame::{FLAG_RUNNING, FrameType, HEADER_BYTES, Header, MAGIC};
+pub(crate) use handshake::{differences, introduce};
+pub(crate) use message::{
+    Agreed, Commit, Failed, Hello, Offer, PROTOCOL_MAX, PROTOCOL_MIN, Prepared, ROLE_MAIN, Refused, RoundEnd,
+    Running, TERN_VERSION,
+};
+
+use crate::channel::socket::Socket;
+use crate::channel::span::{InSpan, OutSpan};
+use crate::channel::{Connection, Direction, Woken};
+use crate::control::Control;
+use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::stats::Side;
+
+/// State is read in pieces of this size: a length alone makes nobody allocate.
+const PIECE_BYTES: usize = 1 << 20;
+/// How long a side that gives up tries to say so, and then waits for the peer to have heard it.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Buffers that are used while the guest is stopped have this size from the start.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// One connection of a migration.
+pub(crate) struct Wire<'a> {
+    socket: Socket,
+    timeout: Duration,
+    control: &'a Control,
+    side: Side,
+    cancellable: bool,
+    /// Round; stands in each frame.
+    pub(crate) epoch: u32,
+    sent_frames: u32,
+    received_frames: u32,
+    /// A frame was begun and not ended: nothing that could be understood can follow.
+    cut_sending: bool,
+    cut_receiving: bool,
+    /// Bytes of all frames both ways, without page records, page data and state.
+    pub(crate) message_bytes: u64,
+    out: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl<'a> Wire<'a> {
+    pub(crate) fn new(connection: Connection, side: Side, control: &'a Control) -> Self {
+        Self {
+            socket: connection.socket,
+            timeout: connection.timeout,
+            control,
+            side,
+            cancellable: true,
+            epoch: 0,
+            sent_frames: 0,
+            received_frames: 0,
+            cut_sending: false,
+            cut_receiving: false,
+            message_bytes: 0,
+            out: Vec::with_capacity(BUFFER_BYTES),
+            payload: Vec::with_capacity(BUFFER_BYTES),
+        }
+    }
+
+    /// What the last frame held; of a batch of pages its records.
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// From here on a cancel disturbs nothing.
+    pub(crate) fn ignore_cancel(&mut self) {
+        self.cancellable = false;
+    }
+
+    /// Sends the eight bytes that say what this is.
+    pub(crate) fn send_magic(&mut self) -> Result<(), MigrationError> {
+        self.message_bytes += MAGIC.len() as u64;
+        self.send_spans(&mut [OutSpan::bytes(&MAGIC)], false, "introducing itself")
+    }
+
+    /// Receives the peer's eight bytes.
+    pub(crate) fn receive_magic(&mut self) -> Result<(), MigrationError> {
+        let mut first = [0; MAGIC.len()];
+        self.receive_spans(&mut [InSpan::buffer(&mut first)], "waiting for the peer to introduce itself")?;
+        self.message_bytes += MAGIC.len() as u64;
+        if first != MAGIC {
+            let first_bytes = format!("\"{}\"", first.escape_ascii());
+            return Err(ProtocolError::NotTern { first_bytes }.into());
+        }
+        Ok(())
+    }
+
+    /// Sends a message.
+    pub(crate) fn send<R: Record>(
+        &mut self,
+        frame: FrameType,
+        message: &R,
+        state: &'static str,
+    ) -> Result<(), MigrationError> {
+        self.send_with(frame, 0, state, |out| message.write(&mut Writer::new(out)))?;
+        Ok(())
+    }
+
+    /// Sends a frame that `fill` writes; returns the number of its bytes.
+    pub(crate) fn send_with(
+        &mut self,
+        frame: FrameType,
+        flags: u8,
+        state: &'static str,
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<u64, MigrationError> {
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        out.resize(HEADER_BYTES, 0);
+        fill(&mut out);
+        let length = out.len() - HEADER_BYTES;
+        let result = self.seal(frame, flags, &mut out, length).and_then(|()| {
+            self.send_spans(&mut [OutSpan::bytes(&out)], false, state)?;
+            Ok(out.len() as u64)
+        });
+        self.out = out;
+        if frame != FrameType::State {
+            self.message_bytes += *result.as_ref().unwrap_or(&0);
+        }
+        result
+    }
+
+    /// Sends a batch of pages: `records`, then `data`, `data_bytes` in all. `records` has room for the
+    /// header in front.
+    pub(crate) fn send_pages(
+        &mut self,
+        records: &mut Vec<u8>,
+        data: &mut [OutSpan<'_>],
+        data_bytes: usize,
+    ) -> Result<(), MigrationError> {
+        const STATE: &str = "sending memory";
+        let length = records.len() - HEADER_BYTES + data_bytes;
+        self.seal(FrameType::Pages, 0, records, length)?;
+        self.message_bytes += HEADER_BYTES as u64;
+        self.send_spans(&mut [OutSpan::bytes(records)], !data.is_empty(), STATE)?;
+        self.cut_sending = !data.is_empty();
+        self.send_spans(data, false, STATE)
+    }
+
+    /// Writes the header in front of `out`, of which all behind the header is covered by the checksum.
+    fn seal(
+        &mut self,
+        frame: FrameType,
+        flags: u8,
+        out: &mut [u8],
+        length: usize,
+    ) -> Result<(), MigrationError> {
+        let info = frame.info();
+        if length as u64 > info.max_bytes {
+            let (found, max) = (length as u64, info.max_bytes);
+            return Err(ProtocolError::Limit { frame: info.name, field: "length", found, max }.into());
+        }
+        let header = Header {
+            frame,
+            flags,
+            epoch: self.epoch,
+            sequence: self.sent_frames,
+            length: length as u32,
+            head: (out.len() - HEADER_BYTES) as u32,
+            checksum: 0,
+        };
+        header.seal(out);
+        self.sent_frames = self.sent_frames.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Receives the next frame; of a batch of pages the header and the records.
+    pub(crate) fn receive(&mut self, state: &'static str) -> Result<Header, MigrationError> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.receive_spans(&mut [InSpan::buffer(&mut bytes)], state)?;
+        self.cut_receiving = true;
+        let header = Header::read(&bytes)?;
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.clear();
+        let result = self.fill(&mut payload, header.head as usize, state);
+        self.payload = payload;
+        result?;
+        header.check(&bytes, &self.payload)?;
+        let due = self.received_frames;
+        if header.sequence != due {
+            return Err(ProtocolError::Sequence { found: header.sequence, expected: due }.into());
+        }
+        if header.epoch != self.epoch && header.frame != FrameType::Failed {
+            return Err(ProtocolError::Epoch { found: header.epoch, expected: self.epoch }.into());
+        }
+        self.received_frames = due.wrapping_add(1);
+        self.cut_receiving = header.head != header.length;
+        self.message_bytes += match header.frame {
+            FrameType::State => 0,
+            FrameType::Pages => HEADER_BYTES as u64,
+            _ => HEADER_BYTES as u64 + u64::from(header.length),
+        };
+        Ok(header)
+    }
+
+    fn fill(
+        &mut self,
+        payload: &mut Vec<u8>,
+        bytes: usize,
+        state: &'static str,
+    ) -> Result<(), MigrationError> {
+        while payload.len() < bytes {
+            let start = payload.len();
+            payload.resize(bytes.min(start + PIECE_BYTES), 0);
+            let piece = payload.get_mut(start..).unwrap_or_default();
+            self.receive_spans(&mut [InSpan::buffer(piece)], state)?;
+        }
+        Ok(())
+    }
+
+    /// Receives the data of the batch whose records were just received.
+    pub(crate) fn receive_data(&mut self, data: &mut [InSpan<'_>]) -> Result<(), MigrationError> {
+        self.receive_spans(data, "receiving memory")?;
+        self.cut_receiving = false;
+        Ok(())
+    }
+
+    /// Receives a message of type `frame`; the peer may give up instead.
+    pub(crate) fn expect<R: Record>(
+        &mut self,
+        frame: FrameType,
+        state: &'static str,
+    ) -> Result<R, MigrationError> {
+        let header = self.receive(state)?;
+        if header.frame != frame {
+            return Err(self.unexpected(&header, state, frame.info().name));
+        }
+        self.message(frame)
+    }
+
+    /// Reads the last frame's message.
+    pub(crate) fn message<R: Record>(&self, frame: FrameType) -> Result<R, MigrationError> {
+        let name = frame.info().name;
+        decode_record(&self.payload).map_err(|source| ProtocolError::Message { frame: name, source }.into())
+    }
+
+    /// What it means that another frame came than the one that was due.
+    pub(crate) fn unexpected(
+        &self,
+        header: &Header,
+        state: &'static str,
+        expected: &'static str,
+    ) -> MigrationError {
+        let read = match header.frame {
+            FrameType::Failed => self.message(FrameType::Failed).map(|Failed { code, text }| {
+                let (code, text) = (handshake::readable(&code), plain(&text));
+                MigrationError::Peer { peer: self.side.peer().name(), code, text }
+            }),
+            FrameType::Refused => self.message(FrameType::Refused).map(|Refused { code, text }| {
+                MigrationError::Refused { code: handshake::readable(&code), text: plain(&text) }
+            }),
+            other => {
+                let found = other.info().name;
+                return ProtocolError::Unexpected { found, state, expected }.into();
+            }
+        };
+        read.unwrap_or_else(|error| error)
+    }
+
+    /// Has the peer said something, or gone? Doesn't wait.
+    pub(crate) fn peer_spoke(&self) -> bool {
+        let woken = self.socket.wait(Direction::Receive, None, Duration::ZERO);
+        woken.is_ok_and(|woken| woken == Woken::Ready)
+    }
+
+    /// Waits for `time`, or until it is cancelled.
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), MigrationError> {
+        let fd = self.control.cancel.as_fd();
+        match crate::channel::socket::wait(fd, Direction::Receive, None, time) {
+            Ok(Woken::TimedOut) => Ok(()),
+            Ok(_) => Err(MigrationError::Cancelled),
+            Err(source) => Err(LinkError::Io { state: "waiting", source }.into()),
+        }
+    }
+
+    /// If `error` is the connection's, and the peer has left a word on why it closed it, then that.
+    pub(crate) fn last_words(&mut self, error: MigrationError) -> MigrationError {
+        if !matches!(error, MigrationError::Link(_)) || self.cut_receiving {
+            return error;
+        }
+        (self.cancellable, self.timeout) = (false, FAREWELL);
+        match self.receive("looking for a reason") {
+            Ok(header) if matches!(header.frame, FrameType::Failed | FrameType::Refused) => {
+                self.unexpected(&header, "looking for a reason", "")
+            }
+            _ => error,
+        }
+    }
+
+    /// Tells the peer that this side gives up and why, and waits briefly until it has heard: closing with
+    /// bytes unread would make TCP throw away the message.
+    pub(crate) fn farewell(&mut self, error: &MigrationError) {
+        let peer_is_gone = matches!(error, MigrationError::Link(_) | MigrationError::Peer { .. });
+        if !(peer_is_gone || self.cut_sending) {
+            (self.cancellable, self.timeout) = (false, FAREWELL);
+            let said = match error {
+                MigrationError::Refused { code, text } if self.side == Side::Destination => {
+                    let refused = Refused { code: code.clone(), text: text.clone() };
+                    self.send(FrameType::Refused, &refused, "refusing")
+                }
+                _ => {
+                    let failed = Failed { code: error.code().to_owned(), text: error.text() };
+                    self.send(FrameType::Failed, &failed, "giving up")
+                }
+            };
+            self.socket.finish();
+            if said.is_ok() {
+                self.drain();
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        let mut rest = vec![0; 64 << 10];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.socket.receive(&[InSpan::buffer(&mut rest)]) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !left.is_zero() => {
+                    if self.socket.wait(Direction::Receive, None, left).is_err() {
+                        return;
+                    }
+                }
+                Ok(1..) if !left.is_zero() => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn send_spans(
+        &mut self,
+        mut spans: &mut [OutSpan<'_>],
+        more: bool,
+        state: &'static str,
+    ) -> Result<(), MigrationError> {
+        while spans.iter().any(|span| span.len() > 0) {
+            self.check_cancel()?;
+            match self.socket.send(spans, more) {
+                Ok(done) => {
+                    self.cut_sending = true;
+                    let empty = OutSpan::advance(spans, done);
+                    spans = spans.get_mut(empty..).unwrap_or_default();
+                }
+                Err(error) => self.wait_for(Direction::Send, error, state)?,
+            }
+        }
+        self.cut_sending = false;
+        Ok(())
+    }
+
+    fn receive_spans(
+        &mut self,
+        mut spans: &mut [InSpan<'_>],
+        state: &'static str,
+    ) -> Result<(), MigrationError> {
+        while spans.iter().any(|span| span.len() > 0) {
+            self.check_cancel()?;
+            match self.socket.receive(spans) {
+                Ok(0) => return Err(LinkError::Closed { state }.into()),
+                Ok(done) => {
+                    let empty = InSpan::advance(spans, done);
+                    spans = spans.get_mut(empty..).unwrap_or_default();
+                }
+                Err(error) => self.wait_for(Direction::Receive, error, state)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_cancel(&self) -> Result<(), MigrationError> {
+        if self.cancellable && self.control.cancel.is_cancelled() {
+            return Err(MigrationError::Cancelled);
+        }
+        Ok(())
+    }
+
+    fn wait_for(
+        &self,
+        direction: Direction,
+        error: std::io::Error,
+        state: &'static str,
+    ) -> Result<(), MigrationError> {
+        if error.kind() != std::io::ErrorKind::WouldBlock {
+            return Err(LinkError::Io { state, source: error }.into());
+        }
+        let wake = self.cancellable.then(|| self.control.cancel.as_fd());
+        match self.socket.wait(direction, wake, self.timeout) {
+            Ok(Woken::Ready) => Ok(()),
+            Ok(Woken::Cancelled) => Err(MigrationError::Cancelled),
+            Ok(Woken::TimedOut) => {
+                let timeout_ms = self.timeout.as_millis() as u64;
+                Err(LinkError::Stalled { state, timeout_ms }.into())
+            }
+            Err(source) => Err(LinkError::Io { state, source }.into()),
+        }
+    }
+}
+
+/// A text of the peer's without what could steer a terminal.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+}

@@ -1,0 +1,113 @@
+//! The messages. Records of the schema crate: a reader passes over an unknown field that its writer marked
+//! optional, and refuses any other, so messages may grow without a new protocol version.
+
+use tern_schema::record;
+
+use crate::vm::VmFacts;
+
+/// Oldest protocol version that this build speaks.
+pub(crate) const PROTOCOL_MIN: u32 = 1;
+/// Newest protocol version that this build speaks.
+pub(crate) const PROTOCOL_MAX: u32 = 1;
+/// This build's release.
+pub(crate) const TERN_VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The connection that carries messages, memory and state.
+pub(crate) const ROLE_MAIN: u8 = 1;
+
+record! {
+    /// First message of each connection, both ways.
+    pub struct Hello {
+        /// Oldest protocol version spoken.
+        [1] protocol_min: u32,
+        /// Newest protocol version spoken.
+        [2] protocol_max: u32,
+        /// Release of the writer, for people.
+        [3] tern_version: String,
+        /// Number of this migration, drawn by the source; the destination gives it back.
+        [4] session: [u8; 16],
+        /// What this connection is for.
+        [5] role: u8,
+        /// Which of several with this role.
+        [6] index: u32,
+    }
+}
+
+record! {
+    /// Source: what is to be moved, and how it may be sent.
+    pub struct Offer {
+        /// The machine.
+        [1] facts: VmFacts,
+        /// Unit of the page records.
+        [2] page_bytes: u32,
+        /// Bit n: the source can send encoding n.
+        [3] encodings: u64,
+    }
+}
+
+record! {
+    /// Destination: it will be taken, in this way.
+    pub struct Agreed {
+        /// Protocol version from here on.
+        [1] protocol_version: u32,
+        /// Bit n: encoding n may be sent.
+        [2] encodings: u64,
+    }
+}
+
+record! {
+    /// Destination: the machines don't fit together.
+    pub struct Refused {
+        /// For programs.
+        [1] code: String,
+        /// For people: each difference with both sides' values.
+        [2] text: String,
+    }
+}
+
+record! {
+    /// Source: all pages of a round have been sent.
+    pub struct RoundEnd {
+        /// Page records in this round.
+        [1] pages: u64,
+        /// The guest is stopped, and no page follows.
+        [2] last: bool,
+    }
+}
+
+record! {
+    /// Destination: all is loaded and checked, and waits for COMMIT.
+    pub struct Prepared {
+        /// Time that loading took.
+        [1] load_us: u64,
+    }
+}
+
+record! {
+    /// Source: the guest is yours. After this the source never runs it again by itself.
+    pub struct Commit {
+        /// Time to stop the guest.
+        [1] stop_us: u64,
+        /// Time to read its state.
+        [2] state_save_us: u64,
+        /// Time to send the last pages.
+        [3] final_ram_us: u64,
+    }
+}
+
+record! {
+    /// Destination: the guest is here, running or paused as it was.
+    pub struct Running {
+        /// Time to start it.
+        [1] resume_us: u64,
+    }
+}
+
+record! {
+    /// Either side, before COMMIT: it gives up. Destination, after COMMIT: the guest is here but doesn't run.
+    pub struct Failed {
+        /// For programs.
+        [1] code: String,
+        /// For people.
+        [2] text: String,
+    }
+}
