@@ -38,7 +38,7 @@ pub enum PortTarget {
     Null,
     /// Standard input and output. Terminal modes are the caller's business.
     Stdio,
-    /// Output is appended, there is no input.
+    /// Output is written at the file's position; there is no input.
     File(File),
     /// One client at a time; a new one takes over from the old.
     Unix(UnixListener),
@@ -51,6 +51,8 @@ struct Buffers {
     lost_bytes: u64,
     /// Bytes that the thread has taken out of `output` and not yet written.
     writing: bool,
+    /// There is nobody at the other end.
+    unplugged: bool,
     stop: bool,
 }
 
@@ -117,11 +119,15 @@ impl BytePort {
         &self.shared.input_event
     }
 
-    /// Waits until all output has been written. False if that took longer than `timeout`.
+    /// Waits until all output has been written. False if that took longer than `timeout`, or if there is
+    /// nobody to write to.
     pub fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut buffers = lock(&self.shared.buffers);
         while buffers.writing || !buffers.output.is_empty() {
+            if buffers.unplugged {
+                return false;
+            }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
             let waited = self.shared.drained.wait_timeout(buffers, left);
             buffers = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
@@ -214,7 +220,9 @@ mod tests {
         port.output(&[b'a'; OUTPUT_MAX_BYTES]);
         port.output(b"the end");
         assert_eq!(port.lost_bytes(), 7);
-        assert!(!port.flush(Duration::from_millis(1)));
+        let before = Instant::now();
+        assert!(!port.flush(LONG));
+        assert!(before.elapsed() < LONG / 2, "nobody to wait for");
         let mut client = UnixStream::connect(&path).unwrap();
         let mut found = vec![0; OUTPUT_MAX_BYTES];
         client.read_exact(&mut found).unwrap();

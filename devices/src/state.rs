@@ -117,3 +117,30 @@ impl<S: Stateful + 'static> Part for Row<S> {
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BusDevice, I8042};
+    use vmm_sys_util::eventfd::EventFd;
+
+    fn chip() -> Arc<Mutex<I8042>> {
+        Arc::new(Mutex::new(I8042::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())))
+    }
+
+    #[test]
+    fn a_part_changes_only_when_it_is_applied() {
+        let source = chip();
+        lock(&source).write(4, &[0xd1]);
+        let mut set = StateSet::default();
+        part(Arc::clone(&source), 3).put(&mut set);
+        let destination = chip();
+        let row = part(Arc::clone(&destination), 3);
+        assert_eq!(row.offer(), ("i8042", 3, 1));
+        let apply = row.prepare(&mut set).unwrap();
+        assert_eq!(lock(&destination).save(), lock(&chip()).save());
+        apply().unwrap();
+        assert_eq!(lock(&destination).save(), lock(&source).save());
+        assert!(matches!(row.prepare(&mut set), Err(RestoreError::State(StateError::Missing { .. }))));
+    }
+}

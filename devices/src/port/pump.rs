@@ -7,12 +7,15 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Buffers, INPUT_MAX_BYTES, PortTarget, Shared};
 use crate::state::lock;
 
 /// `poll` promises that so much can be written to a pipe without blocking (`PIPE_BUF`).
 const CHUNK_BYTES: usize = 4096;
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where bytes come from and go to.
 #[derive(Debug)]
@@ -84,10 +87,11 @@ impl Pump {
             self.chunk.extend(buffers.output.drain(..count));
         }
         buffers.writing = !self.chunk.is_empty();
+        buffers.unplugged = !has_reader;
         let done = !buffers.writing && buffers.output.is_empty();
         let room = buffers.input.len() < INPUT_MAX_BYTES;
         drop(buffers);
-        if done {
+        if done || !has_reader {
             self.finished(false);
         }
         Some(room)
@@ -140,7 +144,11 @@ impl Pump {
                 Err(error) => tracing::warn!(%error, "a console client could not be taken"),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::warn!(%error, "a console client could not be taken"),
+            Err(error) => {
+                tracing::warn!(%error, "a console client could not be taken");
+                // It is still in the queue: without descriptors this would spin.
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
         }
     }
 

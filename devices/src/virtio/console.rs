@@ -125,3 +125,56 @@ impl VirtioDevice for Console {
         let ConsoleV1 { transport: _ } = saved;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::mmio::MmioDevice;
+    use crate::virtio::testing::{ALL_FEATURES, DATA, Driver};
+    use crate::{PortTarget, Stateful};
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Duration;
+
+    fn plugged() -> (tempfile::TempDir, Arc<BytePort>, UnixStream) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let port = BytePort::new(PortTarget::Unix(UnixListener::bind(&path).unwrap())).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        (directory, port, client)
+    }
+
+    #[test]
+    fn output_reaches_the_client_whole() {
+        let (_directory, port, mut client) = plugged();
+        let mut driver = Driver::started(Console::new(port), ALL_FEATURES);
+        let text: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+        driver.put(DATA, &text);
+        driver.add(TRANSMIT, &[(DATA, 9_000, false), (DATA + 9_000, 1_000, false)]);
+        driver.kick(TRANSMIT);
+        assert_eq!(driver.wait_used(TRANSMIT, 1), [(0, 0)]);
+        let mut found = vec![0; text.len()];
+        client.read_exact(&mut found).unwrap();
+        assert!(found == text);
+    }
+
+    #[test]
+    fn input_waits_for_buffers_and_survives_a_migration() {
+        let (_directory, port, mut client) = plugged();
+        let mut source = Driver::started(Console::new(Arc::clone(&port)), ALL_FEATURES);
+        client.write_all(b"hello").unwrap();
+        source.add(RECEIVE, &[(DATA, 2, true)]);
+        source.kick(RECEIVE);
+        assert_eq!(source.wait_used(RECEIVE, 1), [(0, 2)]);
+        source.transport.pause();
+        let saved = source.transport.save();
+        let mut destination = source.moved_to(Console::new(port));
+        destination.transport.restore(saved.clone()).unwrap();
+        assert_eq!(destination.transport.save(), saved);
+        destination.add(RECEIVE, &[(DATA + 2, 64, true)]);
+        destination.transport.resume();
+        assert_eq!(destination.wait_used(RECEIVE, 1), [(1, 3)]);
+        assert_eq!(destination.bytes(DATA, 5), b"hello");
+    }
+}

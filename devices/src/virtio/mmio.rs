@@ -148,6 +148,11 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn queues(&mut self) -> Queues<'_> {
+        Queues { ram: &self.ram, queues: &mut self.queues }
+    }
+
     fn process_queue(&mut self, queue: usize) {
         self.turn(|device, queues| device.process_queue(queue, queues));
     }

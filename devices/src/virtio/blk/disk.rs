@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
@@ -41,12 +42,13 @@ pub(super) struct Disk {
     file: File,
     read_only: bool,
     sectors: u64,
+    failed_before: AtomicBool,
 }
 
 impl Disk {
     pub(super) fn new(mut file: File, read_only: bool) -> io::Result<Self> {
         let sectors = file.seek(SeekFrom::End(0))? / SECTOR_BYTES;
-        Ok(Self { file, read_only, sectors })
+        Ok(Self { file, read_only, sectors, failed_before: AtomicBool::new(false) })
     }
 
     pub(super) fn sectors(&self) -> u64 {
@@ -64,7 +66,7 @@ impl Disk {
             Err(Failure::Refused) => (VIRTIO_BLK_S_IOERR, 0),
             Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
             Err(Failure::Host(error)) => {
-                tracing::warn!(operation = ?request.operation, %error, "a disk request failed on the host");
+                self.report(request, &error);
                 (VIRTIO_BLK_S_IOERR, 0)
             }
         };
@@ -74,6 +76,16 @@ impl Disk {
                 tracing::error!(%error, "the status of a disk request could not be written");
                 0
             }
+        }
+    }
+
+    /// A full file system fails every write: one warning will do.
+    fn report(&self, request: &Request, error: &io::Error) {
+        let operation = &request.operation;
+        if self.failed_before.swap(true, Ordering::Relaxed) {
+            tracing::debug!(?operation, %error, "a disk request failed on the host");
+        } else {
+            tracing::warn!(?operation, %error, "a disk request failed on the host; the guest sees an I/O error");
         }
     }
 

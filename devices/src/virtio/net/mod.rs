@@ -75,8 +75,10 @@ pub struct Net {
     has_offloads: bool,
     // Glue.
     tap: File,
-    packet: Vec<u8>,
+    outgoing: Vec<u8>,
     // State.
+    /// Its first `waiting_bytes` are header and frame for the guest.
+    packet: Vec<u8>,
     mac: [u8; 6],
     config: [u8; CONFIG_BYTES],
     waiting_bytes: usize,
@@ -99,6 +101,7 @@ impl Net {
         Ok(Self {
             has_offloads: tap::set_offload(&tap, 0).is_ok(),
             tap,
+            outgoing: vec![0; PACKET_MAX_BYTES],
             packet: vec![0; PACKET_MAX_BYTES],
             mac,
             config: config_space(mac),
@@ -119,14 +122,12 @@ impl Net {
     }
 
     fn transmit(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
-        // Not `packet`: a frame for the guest may wait there.
-        let mut packet = vec![0; PACKET_MAX_BYTES];
         while let Some(chain) = queues.pop(TRANSMIT)? {
             let bytes = chain.readable_bytes();
             if (HEADER_BYTES + ETHERNET_BYTES..=PACKET_MAX_BYTES).contains(&bytes) {
-                chain.read(queues.ram(), 0, &mut packet)?;
+                chain.read(queues.ram(), 0, &mut self.outgoing)?;
                 // A full or downed interface drops frames, and so it does those with a senseless header.
-                if let Err(error) = (&self.tap).write(packet.get(..bytes).unwrap_or_default()) {
+                if let Err(error) = (&self.tap).write(self.outgoing.get(..bytes).unwrap_or_default()) {
                     tracing::debug!(%error, bytes, "a frame of the guest was dropped");
                 }
             }
@@ -256,8 +257,16 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        let Self { has_offloads: _, tap: _, packet: _, mac: _, config: _, waiting_bytes, merges_buffers } =
-            self;
+        let Self {
+            has_offloads: _,
+            tap: _,
+            outgoing: _,
+            packet: _,
+            mac: _,
+            config: _,
+            waiting_bytes,
+            merges_buffers,
+        } = self;
         (*waiting_bytes, *merges_buffers) = (0, false);
     }
 
@@ -278,7 +287,16 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self, transport: VirtioMmioV1) -> NetV1 {
-        let Self { has_offloads: _, tap: _, packet, mac, config: _, waiting_bytes, merges_buffers: _ } = self;
+        let Self {
+            has_offloads: _,
+            tap: _,
+            outgoing: _,
+            packet,
+            mac,
+            config: _,
+            waiting_bytes,
+            merges_buffers: _,
+        } = self;
         let waiting = packet.get(..*waiting_bytes).filter(|packet| !packet.is_empty());
         NetV1 { transport, mac: *mac, waiting: waiting.map(<[u8]>::to_vec) }
     }
