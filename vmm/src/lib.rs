@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod layout;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod host;

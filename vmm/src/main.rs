@@ -1,2 +1,7 @@
 //! The `tern` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tern_vmm::cli::main()
+}

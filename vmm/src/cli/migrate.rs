@@ -1,0 +1,287 @@
+//! `tern migrate`: starts a migration, watches it, and says how it ended.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
+use serde_json::{Map, Value, json};
+use tern_migration::Parameters;
+use tern_migration::config::{CAPABILITIES, PARAMETERS, Parameter};
+
+use super::progress::Progress;
+use super::vm::ControlArgs;
+use super::{Exit, Failure, print, print_json, report};
+use crate::config::{ByteSize, check_uri};
+use crate::control::client::Client;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  tern migrate --control /tmp/a.sock unix:/tmp/m.sock
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --max-bandwidth 100M --downtime-limit 50
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --json | jq .downtime.total_us
+  tern migrate --control /tmp/a.sock --resolve run
+
+The first Ctrl-C cancels the migration and waits until the guest is back; the second one leaves at once.";
+
+/// How often the state is asked for.
+const POLL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    #[command(flatten)]
+    control: ControlArgs,
+    /// Where to: tcp:HOST:PORT or unix:PATH, where a tern waits with --incoming
+    #[arg(value_name = "URI", required_unless_present = "resolve", conflicts_with = "resolve", value_parser = uri)]
+    uri: Option<String>,
+    #[command(flatten)]
+    parameters: ParameterArgs,
+    /// Start it, and don't wait: `tern status` shows how it goes
+    #[arg(long)]
+    detach: bool,
+    /// Print the report as JSON, and no progress
+    #[arg(long)]
+    json: bool,
+    /// End a migration in doubt: run the guest here (you have made sure that it is not at the destination), or
+    /// discard this copy (it is there)
+    #[arg(long, value_name = "HOW", value_parser = ["run", "discard"])]
+    resolve: Option<String>,
+}
+
+fn uri(text: &str) -> Result<String, crate::config::FormError> {
+    check_uri(text).map(|()| text.to_owned())
+}
+
+/// One flag for each row of the engine's table of parameters, and one for capabilities.
+#[derive(Debug, Default)]
+struct ParameterArgs {
+    parameters: Map<String, Value>,
+    capabilities: Vec<Value>,
+}
+
+const CAPABILITY: &str = "capability";
+
+impl Args for ParameterArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let flag = |row: &'static Parameter| {
+            let default = match (row.default, row.zero) {
+                (0, Some(zero)) => zero.to_owned(),
+                (default, _) => format!("{default} {}", row.unit),
+            };
+            let unit = if row.unit == "bytes/s" { "SIZE/s" } else { "TIME" };
+            let help = format!("{} [default: {default}]", row.meaning.trim_end_matches('.'));
+            Arg::new(row.name)
+                .long(row.name)
+                .value_name(unit)
+                .help(help)
+                .value_parser(move |text: &str| value(row, text))
+        };
+        let names: Vec<&str> = CAPABILITIES.iter().map(|row| row.name).collect();
+        let capability = Arg::new(CAPABILITY)
+            .long(CAPABILITY)
+            .value_name("NAME[=on|off]")
+            .help(format!("Switch a capability on or off: {}", names.join(", ")))
+            .action(ArgAction::Append)
+            .value_parser(capability);
+        command.args(PARAMETERS.iter().map(flag)).arg(capability)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ParameterArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |row: &Parameter| {
+            matches.get_one::<u64>(row.name).map(|value| (row.name.to_owned(), json!(value)))
+        };
+        let capabilities = matches.get_many::<Value>(CAPABILITY).unwrap_or_default().cloned().collect();
+        Ok(Self { parameters: PARAMETERS.iter().filter_map(given).collect(), capabilities })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// A parameter's value as people write it: `100M` for bytes, `50`, `50ms` or `2s` for times.
+fn value(row: &Parameter, text: &str) -> Result<u64, String> {
+    let value = if row.unit == "bytes/s" {
+        text.trim_end_matches("/s").parse::<ByteSize>().map_err(|error| error.to_string())?.0
+    } else {
+        milliseconds(text).ok_or_else(|| {
+            format!("not a time: write milliseconds, or such as 50ms or 2s; legal: {} ms", row.legal())
+        })?
+    };
+    Parameters::default().set(row.name, value).map_err(|error| error.to_string())?;
+    Ok(value)
+}
+
+fn milliseconds(text: &str) -> Option<u64> {
+    match text.strip_suffix("ms") {
+        Some(number) => number.parse().ok(),
+        None => match text.strip_suffix('s') {
+            Some(number) => number.parse::<u64>().ok()?.checked_mul(1000),
+            None => text.parse().ok(),
+        },
+    }
+}
+
+fn capability(text: &str) -> Result<Value, String> {
+    let (name, state) = match text.split_once('=') {
+        Some((name, "on")) => (name, true),
+        Some((name, "off")) => (name, false),
+        Some(_) => return Err("write NAME, NAME=on or NAME=off".to_owned()),
+        None => (text, true),
+    };
+    tern_migration::config::Capability::named(name).map_err(|error| error.to_string())?;
+    Ok(json!({ "capability": name, "state": state }))
+}
+
+/// Does what the flags say.
+pub(super) fn run(args: &MigrateArgs) -> Result<Exit, Failure> {
+    let mut client = args.control.connect()?;
+    if let Some(resolution) = &args.resolve {
+        client.execute("migrate-resolve", json!({ "resolution": resolution }))?;
+        return Ok(Exit::Success);
+    }
+    let uri = args.uri.as_deref().unwrap_or_default();
+    client.execute(
+        "migrate",
+        json!({ "uri": uri, "parameters": args.parameters.parameters, "capabilities": args.parameters.capabilities }),
+    )?;
+    if args.detach {
+        return Ok(Exit::Success);
+    }
+    listen_for_interrupts()?;
+    let ended = watch(&mut client, !args.json)?;
+    let shown =
+        if args.json { print_json(&ended["report"])? } else { print(&report::table(&ended["report"]))? };
+    conclude(&ended, uri).map(|()| shown)
+}
+
+/// Ctrl-C pressed so often.
+static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn on_interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+}
+
+fn listen_for_interrupts() -> Result<(), Failure> {
+    vmm_sys_util::signal::register_signal_handler(libc::SIGINT, on_interrupt)
+        .map_err(|error| Failure::text(Exit::Failure, format!("can't listen for Ctrl-C: {error}")))
+}
+
+/// Watches until the migration is over, and returns what `query-migrate` says then.
+fn watch(client: &mut Client, show: bool) -> Result<Value, Failure> {
+    let mut progress = Progress::new(show);
+    let mut cancelled = false;
+    loop {
+        let state = client.execute("query-migrate", json!({}))?;
+        match state["status"].as_str() {
+            Some("completed" | "failed" | "cancelled" | "in-doubt") => {
+                progress.end();
+                return Ok(state);
+            }
+            _ => progress.show(&state),
+        }
+        match INTERRUPTS.load(Ordering::Relaxed) {
+            0 => {}
+            1 if !cancelled => {
+                cancelled = true;
+                client.execute("migrate_cancel", json!({}))?;
+            }
+            1 => {}
+            _ => {
+                progress.end();
+                let text = "left; the migration may still run: `tern status` shows it, `tern cancel` ends it";
+                return Err(Failure::text(Exit::Failure, text));
+            }
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The one error, if it did not arrive.
+fn conclude(ended: &Value, uri: &str) -> Result<(), Failure> {
+    let why = ended["error-desc"].as_str().unwrap_or("no reason was given");
+    match ended["status"].as_str() {
+        Some("completed") => Ok(()),
+        Some("cancelled") => Err(Failure::text(
+            Exit::MigrationCancelled,
+            format!("the migration to {uri} was cancelled; the guest goes on where it was"),
+        )),
+        Some("in-doubt") => Err(Failure::text(
+            Exit::MigrationInDoubt,
+            format!(
+                "the migration to {uri} is in doubt: {why}\nthe guest is stopped here and keeps its memory; look at the \
+                 destination, then: tern migrate --resolve discard (it runs there) or --resolve run (it doesn't)"
+            ),
+        )),
+        _ => Err(Failure::text(
+            Exit::MigrationFailed,
+            format!("the migration to {uri} failed: {why}; the guest goes on where it was"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: MigrateArgs,
+    }
+
+    fn parse(line: &str) -> Result<MigrateArgs, String> {
+        let words = ["migrate", "--control", "/c"].into_iter().chain(line.split_whitespace());
+        Only::try_parse_from(words).map(|only| only.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn parameters_come_from_the_table() {
+        let args = parse(
+            "tcp:b:1 --max-bandwidth 100M --downtime-limit 2s --max-total-time 500ms --capability events=off",
+        )
+        .unwrap();
+        let expected = json!({"max-bandwidth": 100 << 20, "downtime-limit": 2000, "max-total-time": 500});
+        assert_eq!(Value::Object(args.parameters.parameters), expected);
+        assert_eq!(args.parameters.capabilities, [json!({"capability": "events", "state": false})]);
+        assert!(parse("unix:/m").unwrap().parameters.parameters.is_empty());
+    }
+
+    #[test]
+    fn errors_name_the_flag_and_what_is_legal() {
+        for (line, expected) in [
+            ("tcp:b:1 --max-bandwidth 1", ["--max-bandwidth", "0 (unlimited) or "]),
+            ("tcp:b:1 --downtime-limit soon", ["--downtime-limit", "50ms"]),
+            ("tcp:b:1 --capability warp", ["--capability", "events"]),
+            ("exec:x", ["URI", "tcp:HOST:PORT"]),
+            ("", ["URI", "required"]),
+            ("unix:/m --resolve run", ["--resolve", "URI"]),
+        ] {
+            let text = parse(line).unwrap_err();
+            assert!(expected.iter().all(|part| text.contains(part)), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn each_end_has_its_code() {
+        let end = |status: &str| {
+            conclude(&json!({"status": status, "error-desc": "why"}), "u").map_err(|failure| failure.exit)
+        };
+        assert_eq!(end("completed"), Ok(()));
+        assert_eq!(end("failed"), Err(Exit::MigrationFailed));
+        assert_eq!(end("cancelled"), Err(Exit::MigrationCancelled));
+        assert_eq!(end("in-doubt"), Err(Exit::MigrationInDoubt));
+        let failure =
+            conclude(&json!({"status": "failed", "error-desc": "port in use"}), "tcp:b:1").unwrap_err();
+        assert!(failure.text.contains("tcp:b:1") && failure.text.contains("port in use"));
+    }
+}

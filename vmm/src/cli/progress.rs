@@ -1,0 +1,98 @@
+//! A migration's progress on a terminal; silent in a pipe.
+
+use std::io::{self, IsTerminal};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use crate::config::ByteSize;
+
+/// A progress bar, or nothing.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// A bar on stderr, if `wanted` and if someone looks.
+    pub(super) fn new(wanted: bool) -> Self {
+        let bar = (wanted && io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
+            match ProgressStyle::with_template("{prefix:<10} [{bar:24}] {msg}") {
+                Ok(style) => bar.with_style(style.progress_chars("=> ")),
+                Err(_) => bar,
+            }
+        });
+        Self { bar }
+    }
+
+    /// Shows an answer to `query-migrate`.
+    pub(super) fn show(&mut self, state: &Value) {
+        let Some(bar) = &self.bar else { return };
+        bar.set_prefix(state["status"].as_str().unwrap_or("starting").to_owned());
+        let total = number(&state["ram"]["total"]);
+        bar.set_length(total.max(1));
+        bar.set_position(total.saturating_sub(number(&state["ram"]["remaining"])));
+        bar.set_message(message(state));
+    }
+
+    /// Takes the bar away.
+    pub(super) fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+/// `round 3, 512 MiB left, 1.20 GiB/s, dirtied 24 MiB/s, downtime about 40 ms`.
+fn message(state: &Value) -> String {
+    let ram = &state["ram"];
+    if !ram.is_object() {
+        return String::new();
+    }
+    // Megabits, as QMP has it.
+    let rate = ram["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0;
+    let dirtied = number(&ram["dirty-pages-rate"]).saturating_mul(number(&ram["page-size"]));
+    let mut text =
+        format!("round {}, {} left", number(&ram["dirty-sync-count"]), ByteSize(number(&ram["remaining"])));
+    if rate >= 1.0 {
+        // Rates are far below 2^53, where a float is exact enough for people.
+        text.push_str(&format!(", {}/s", ByteSize(rate as u64)));
+    }
+    text.push_str(&format!(", dirtied {}/s", ByteSize(dirtied)));
+    if let Some(downtime) = state["expected-downtime"].as_u64() {
+        text.push_str(&format!(", downtime about {downtime} ms"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_message_has_rate_dirty_rate_round_and_downtime() {
+        let ram = json!({
+            "total": 1 << 30, "remaining": 512 << 20, "mbps": 8388.608, "dirty-pages-rate": 256, "page-size": 4096,
+            "dirty-sync-count": 3,
+        });
+        let state = json!({"status": "active", "expected-downtime": 40, "ram": ram});
+        assert_eq!(
+            message(&state),
+            "round 3, 512 MiB left, 1000 MiB/s, dirtied 1 MiB/s, downtime about 40 ms"
+        );
+        assert_eq!(message(&json!({"status": "setup"})), "");
+    }
+
+    #[test]
+    fn without_a_terminal_nothing_is_shown() {
+        let mut progress = Progress::new(false);
+        progress.show(&json!({"status": "active"}));
+        progress.end();
+    }
+}

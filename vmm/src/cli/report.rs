@@ -1,0 +1,178 @@
+//! The report of a migration as a table for people. The document itself is `tern_migration::Report`.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::config::ByteSize;
+
+/// Rounds that are shown; of more, the first and the last ones.
+const ROUNDS_SHOWN: usize = 8;
+
+/// The table, from the report as JSON. What a report doesn't have is left out.
+pub(super) fn table(report: &Value) -> String {
+    let mut text = String::new();
+    for (name, value) in rows(report) {
+        // Writing to a string doesn't fail.
+        let _ = writeln!(text, "{name:<20} {value}");
+    }
+    rounds(report, &mut text);
+    text
+}
+
+fn rows(report: &Value) -> Vec<(&'static str, String)> {
+    let (pages, bytes) = (&report["pages"], &report["bytes"]);
+    let mut rows = vec![
+        ("migration", report["status"].as_str().unwrap_or("none").to_owned()),
+        ("total time", time(&report["total_us"])),
+        ("  setup", time(&report["setup_us"])),
+        ("  guest running", time(&report["live_us"])),
+    ];
+    if let Value::Object(downtime) = &report["downtime"] {
+        rows.push(("downtime", time(&report["downtime"]["total_us"])));
+        for (key, name) in DOWNTIME_PARTS {
+            if let Some(part) = downtime.get(key) {
+                rows.push((name, time(part)));
+            }
+        }
+    }
+    let kinds = ["page_data", "page_records", "state", "messages"];
+    let on_wire = kinds.iter().map(|kind| number(&bytes[kind])).fold(0, u64::saturating_add);
+    rows.extend([
+        ("guest memory", size(&report["memory_bytes"])),
+        ("on the wire", ByteSize(on_wire).to_string()),
+        ("  page data", size(&bytes["page_data"])),
+        ("  device state", size(&bytes["state"])),
+        ("pages sent", number(&pages["raw"]).to_string()),
+        ("  zero", number(&pages["zero"]).to_string()),
+        ("  never touched", number(&pages["untouched"]).to_string()),
+    ]);
+    if number(&report["link_bytes_per_s"]) > 0 {
+        rows.push(("link", format!("{}/s", size(&report["link_bytes_per_s"]))));
+    }
+    rows
+}
+
+/// Parts of the downtime in the order in which they happen; an indented one is part of the one above.
+const DOWNTIME_PARTS: [(&str, &str); 7] = [
+    ("stop_us", "  stop"),
+    ("state_save_us", "  save state"),
+    ("final_ram_us", "  last memory"),
+    ("state_send_us", "  send state"),
+    ("load_us", "    load"),
+    ("commit_us", "  commit"),
+    ("resume_us", "    resume"),
+];
+
+fn rounds(report: &Value, text: &mut String) {
+    let rounds = report["rounds"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if rounds.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        text,
+        "\n{:>5} {:>10} {:>10} {:>10} {:>12} {:>10}",
+        "round", "pages", "zero", "dirty", "bytes", "time"
+    );
+    let left_out = rounds.len().saturating_sub(ROUNDS_SHOWN);
+    for (index, round) in rounds.iter().enumerate() {
+        if index > 0 && index <= left_out {
+            if index == left_out {
+                let _ = writeln!(text, "  ... {left_out} more");
+            }
+            continue;
+        }
+        let note = if round["stopped"] == true { "  guest stopped" } else { "" };
+        let _ = writeln!(
+            text,
+            "{:>5} {:>10} {:>10} {:>10} {:>12} {:>10}{note}",
+            number(&round["round"]),
+            number(&round["pages_raw"]),
+            number(&round["pages_zero"]),
+            number(&round["pages_dirty_at_end"]),
+            size(&round["wire_bytes"]),
+            time(&round["duration_us"]),
+        );
+    }
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+fn size(value: &Value) -> String {
+    ByteSize(number(value)).to_string()
+}
+
+/// Microseconds for people.
+fn time(value: &Value) -> String {
+    match number(value) {
+        us @ 0..1_000 => format!("{us} us"),
+        us @ 1_000..1_000_000 => format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
+        us => format!("{}.{:02} s", us / 1_000_000, us % 1_000_000 / 10_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tern_migration::stats::{Downtime, Report, Round, Side, Status};
+
+    use super::*;
+
+    fn report(rounds: u32) -> Value {
+        let mut report = Report::new(Side::Source);
+        report.status = Status::Completed;
+        (report.total_us, report.memory_bytes) = (1_234_567, 1 << 30);
+        report.bytes.page_data = 5 << 20;
+        report.downtime = Some(Downtime { total_us: 4_560, stop_us: 70, ..Downtime::default() });
+        report.rounds = (0..rounds).map(|round| Round { round, ..Round::default() }).collect();
+        if let Some(last) = report.rounds.last_mut() {
+            last.stopped = true;
+        }
+        serde_json::to_value(report).unwrap()
+    }
+
+    #[test]
+    fn every_name_that_the_table_reads_is_in_the_report() {
+        let report = report(1);
+        for (key, _) in DOWNTIME_PARTS {
+            assert!(report["downtime"][key].is_u64(), "{key}");
+        }
+        for key in ["total_us", "setup_us", "live_us", "memory_bytes", "link_bytes_per_s"] {
+            assert!(report[key].is_u64(), "{key}");
+        }
+        for key in ["page_data", "page_records", "state", "messages"] {
+            assert!(report["bytes"][key].is_u64(), "{key}");
+        }
+        assert_eq!(
+            report["bytes"].as_object().map(serde_json::Map::len),
+            Some(4),
+            "a kind of bytes is not counted"
+        );
+        for key in ["round", "pages_raw", "pages_zero", "pages_dirty_at_end", "wire_bytes", "duration_us"] {
+            assert!(report["rounds"][0][key].is_u64(), "{key}");
+        }
+    }
+
+    #[test]
+    fn figures_are_readable() {
+        let text = table(&report(2));
+        for part in ["completed", "1.23 s", "4.56 ms", "70 us", "1 GiB", "5 MiB", "guest stopped"] {
+            assert!(text.contains(part), "no {part} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn many_rounds_are_cut_in_the_middle() {
+        let text = table(&report(100));
+        let lines = text.lines().skip_while(|line| !line.contains("round")).count();
+        assert_eq!(lines, 1 + ROUNDS_SHOWN + 1);
+        assert!(text.contains("... 92 more") && text.contains("   99 "));
+    }
+
+    #[test]
+    fn an_empty_report_is_no_problem() {
+        assert!(table(&json!(null)).contains("none"));
+    }
+}

@@ -1,0 +1,195 @@
+//! `tern run`: from flags to a machine.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use uuid::Uuid;
+
+use super::exit::Exit;
+use super::plan::Plan;
+use super::{Failure, print_json};
+use crate::config::{
+    BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DiskConfig, Incoming, KernelSource, NetConfig,
+    NetForm, SerialConfig, VmConfig,
+};
+use crate::machine::{self, ExitReason, RunError};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  tern run --image pulse
+  tern run --image linux --memory 1G --cpus 2 --control /tmp/a.sock
+  tern run --kernel vmlinux --initrd initrd.img --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
+  tern run --memory 1G --cpus 2 --control /tmp/b.sock --serial unix:/tmp/b.console --incoming tcp:0.0.0.0:4444
+
+Network addresses: mac=.. if given, else derived from --name, else random. A guest that arrives keeps the address
+it had, unless mac=.. was given here and differs: then it is refused.";
+
+/// Run a virtual machine, until its guest switches itself off or `tern stop` ends it
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: an ELF vmlinux, or a bzImage
+    #[arg(long, value_name = "FILE", conflicts_with = "image")]
+    kernel: Option<PathBuf>,
+    /// Guest image by name, in place of --kernel (`tern image list`)
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel parameters; they win over those that tern adds
+    #[arg(
+        long,
+        value_name = "STR",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(CPU_LIMIT)))]
+    cpus: u8,
+    /// Guest memory, such as 512M, 2G or 1.5G
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    memory: ByteSize,
+    /// Disk: a raw file or block device; may be repeated (vda, vdb, ..)
+    #[arg(long = "disk", value_name = "FILE[,readonly]")]
+    disks: Vec<DiskConfig>,
+    /// Network: a TAP interface of the host; may be repeated
+    #[arg(long = "net", value_name = "tap=NAME[,mac=..]")]
+    nets: Vec<NetForm>,
+    /// Where the serial port goes: stdio, null, file:PATH or unix:PATH
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    serial: SerialConfig,
+    /// Control socket (QMP) to make; the other commands of tern connect to it
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// Wait for a guest in place of booting one: defer (until migrate-incoming), tcp:HOST:PORT or unix:PATH
+    #[arg(long, value_name = "WHERE", conflicts_with_all = ["kernel", "image", "initrd", "paused"])]
+    incoming: Option<Incoming>,
+    /// Name of the machine
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// UUID of the machine [default: random]
+    #[arg(long, value_name = "UUID")]
+    uuid: Option<Uuid>,
+    /// CPU that the guest sees: host, or the name of a profile
+    #[arg(long, value_name = "CPU", default_value = "host")]
+    cpu: CpuModel,
+    /// Don't start the guest yet: `tern resume` does
+    #[arg(long)]
+    paused: bool,
+    /// End the process when the guest resets its machine, in place of starting it anew
+    #[arg(long)]
+    no_reboot: bool,
+    /// Show what would be run, with everything that tern adds, and end; reads the kernel, and needs no /dev/kvm
+    #[arg(long)]
+    dry_run: bool,
+    /// With --dry-run: as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+}
+
+impl RunArgs {
+    /// The machine that the flags describe.
+    fn config(self) -> VmConfig {
+        let uuid = self.uuid.unwrap_or_else(Uuid::new_v4);
+        let nets = NetConfig::resolve(self.nets, self.name.as_deref(), uuid);
+        let kernel = self.kernel.map(KernelSource::File).or(self.image.map(KernelSource::Image));
+        let (initrd, cmdline) = (self.initrd, self.cmdline);
+        VmConfig {
+            name: self.name.unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+            uuid,
+            cpus: self.cpus,
+            memory_bytes: self.memory.0,
+            boot: kernel.map(|kernel| BootConfig { kernel, initrd, cmdline }),
+            disks: self.disks,
+            nets,
+            serial: self.serial,
+            control: self.control,
+            incoming: self.incoming,
+            cpu: self.cpu,
+            paused: self.paused,
+            no_reboot: self.no_reboot,
+        }
+    }
+}
+
+/// Runs a machine, or shows the plan.
+pub(super) fn run(args: RunArgs) -> Result<Exit, Failure> {
+    let (dry_run, json) = (args.dry_run, args.json);
+    let config = args.config();
+    config.check().map_err(|error| Failure::usage(&error))?;
+    if !dry_run {
+        return launch(config);
+    }
+    let plan = Plan::of(&config).map_err(|error| Failure::new(error.as_ref()))?;
+    if json { print_json(&plan) } else { super::print(&plan.to_string()) }
+}
+
+fn launch(config: VmConfig) -> Result<Exit, Failure> {
+    match machine::run(config) {
+        // However it was asked to end, it did.
+        Ok(
+            ExitReason::PowerOff
+            | ExitReason::GuestReset
+            | ExitReason::Quit
+            | ExitReason::Signal(_)
+            | ExitReason::Discarded,
+        ) => Ok(Exit::Success),
+        Err(error @ RunError::Vcpu(_)) => Err(Failure::with(Exit::GuestFailed, &error)),
+        Err(error) => Err(Failure::new(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::MacAddress;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn parse(line: &str) -> Result<VmConfig, String> {
+        let words = std::iter::once("run").chain(line.split_whitespace());
+        Only::try_parse_from(words).map(|only| only.args.config()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn all_flags_arrive() {
+        let line = "--kernel k --initrd i --cmdline quiet --cpus 4 --memory 1.5G --disk a --disk b,readonly \
+                    --net tap=t0,mac=02:00:00:00:00:07 --serial unix:/s --control /c --name web --cpu small --paused";
+        let config = parse(line).unwrap();
+        let boot = config.boot.as_ref().unwrap();
+        assert_eq!(boot.kernel, KernelSource::File("k".into()));
+        assert_eq!((boot.initrd.as_deref(), boot.cmdline.as_str()), (Some("i".as_ref()), "quiet"));
+        assert_eq!((config.cpus, config.memory_bytes), (4, 3 << 29));
+        assert!(!config.disks[0].readonly && config.disks[1].readonly);
+        assert_eq!(config.nets[0].mac, MacAddress([2, 0, 0, 0, 0, 7]));
+        assert_eq!(config.serial, SerialConfig::Unix("/s".into()));
+        assert_eq!(config.cpu, CpuModel::Profile("small".into()));
+        assert_eq!((config.name.as_str(), config.paused), ("web", true));
+        assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn errors_name_the_flag_and_the_value() {
+        for (line, expected) in [
+            ("--image x --memory 12Q", ["'12Q'", "--memory"]),
+            ("--image x --cpus 99", ["99", "--cpus"]),
+            ("--image x --serial pty", ["'pty'", "--serial"]),
+            ("--image x --disk a,ro", ["'a,ro'", "--disk"]),
+            ("--image x --frobnicate", ["--frobnicate", "unexpected"]),
+            ("--image x --kernel y", ["--kernel", "--image"]),
+            ("--incoming exec:x", ["'exec:x'", "--incoming"]),
+            ("--incoming defer --image x", ["--incoming", "--image"]),
+        ] {
+            let text = parse(line).unwrap_err();
+            assert!(expected.iter().all(|part| text.contains(part)), "{line}: {text}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The short commands: each is one or two commands of the control socket.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Exit, Failure, print, print_json};
+use crate::control::client::{Client, ClientError};
+
+/// Longest wait for a process that was told to end.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// Control socket of the machine (`tern run --control PATH`)
+    #[arg(long, value_name = "PATH")]
+    pub(super) control: PathBuf,
+}
+
+impl ControlArgs {
+    pub(super) fn connect(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.control)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    control: ControlArgs,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    control: ControlArgs,
+    /// Press the guest's power button, and leave the rest to the guest
+    #[arg(long)]
+    powerdown: bool,
+}
+
+pub(super) fn simple(args: &ControlArgs, command: &str) -> Result<Exit, Failure> {
+    args.connect()?.execute(command, json!({}))?;
+    Ok(Exit::Success)
+}
+
+pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
+    let mut client = args.control.connect()?;
+    let mut ask = |command| client.execute(command, json!({}));
+    let (name, uuid, state) = (ask("query-name")?, ask("query-uuid")?, ask("query-status")?);
+    let (cpus, migration) = (ask("query-cpus-fast")?, ask("query-migrate")?);
+    let document = json!({
+        "name": name["name"],
+        "uuid": uuid["UUID"],
+        "status": state["detail"].as_str().or(state["status"].as_str()),
+        "running": state["running"],
+        "cpus": cpus.as_array().map_or(0, Vec::len),
+        "migration": migration,
+    });
+    if args.json { print_json(&document) } else { print(&for_people(&document)) }
+}
+
+fn for_people(document: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
+    let migration = match document["migration"]["status"].as_str() {
+        None | Some("none") => "none".to_owned(),
+        Some(status) => match document["migration"]["error-desc"].as_str() {
+            Some(error) => format!("{status}: {error}"),
+            None => status.to_owned(),
+        },
+    };
+    format!(
+        "name       {} ({})\nstatus     {}\nvCPUs      {}\nmigration  {migration}\n",
+        text(&document["name"]),
+        text(&document["uuid"]),
+        text(&document["status"]),
+        document["cpus"],
+    )
+}
+
+pub(super) fn stop(args: &StopArgs) -> Result<Exit, Failure> {
+    let mut client = args.control.connect()?;
+    if args.powerdown {
+        client.execute("system_powerdown", json!({}))?;
+        return Ok(Exit::Success);
+    }
+    client.execute("quit", json!({}))?;
+    // The process has ended when its socket has: a script may go on and use the same paths.
+    let deadline = Instant::now() + QUIT_TIMEOUT;
+    while Instant::now() < deadline {
+        match client.wait_event(Duration::from_millis(200)) {
+            Err(ClientError::Broken { .. }) => return Ok(Exit::Success),
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
+    }
+    let path = args.control.control.display();
+    let text = format!(
+        "--control {path}: the process took `quit`, but has not ended in {} s",
+        QUIT_TIMEOUT.as_secs()
+    );
+    Err(Failure::text(Exit::Failure, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_for_people() {
+        let mut document =
+            json!({"name": "web", "uuid": "u", "status": "in-doubt", "cpus": 2, "migration": {}});
+        assert_eq!(
+            for_people(&document),
+            "name       web (u)\nstatus     in-doubt\nvCPUs      2\nmigration  none\n"
+        );
+        document["migration"] = json!({"status": "failed", "error-desc": "no route"});
+        assert!(for_people(&document).ends_with("migration  failed: no route\n"));
+    }
+}
