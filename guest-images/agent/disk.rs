@@ -18,9 +18,19 @@ const REPORTED: u32 = 16;
 
 /// One block in memory, aligned as `O_DIRECT` wants it.
 #[repr(C, align(4096))]
-struct Block([u8; BLOCK_BYTES]);
+pub struct Block([u8; BLOCK_BYTES]);
 
 impl Block {
+    pub const fn zeroed() -> Self {
+        Block([0; BLOCK_BYTES])
+    }
+
+    /// Changes one bit of a byte, as a broken disk might.
+    #[cfg(test)]
+    pub fn flip(&mut self, byte: usize) {
+        self.0[byte] ^= 1;
+    }
+
     fn word(&self, index: usize) -> u64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&self.0[index * 8..index * 8 + 8]);
@@ -38,7 +48,7 @@ impl Block {
         })
     }
 
-    fn fill(&mut self, number: u64, generation: u64) {
+    pub fn fill(&mut self, number: u64, generation: u64) {
         self.set_word(0, number);
         self.set_word(1, generation);
         let mut value = number ^ generation.rotate_left(32);
@@ -51,7 +61,7 @@ impl Block {
     }
 
     /// The first wrong field: its name, what it should be and what it is.
-    fn check(&self, number: u64, generation: u64) -> Option<(&'static str, u64, u64)> {
+    pub fn check(&self, number: u64, generation: u64) -> Option<(&'static str, u64, u64)> {
         [
             ("number", number, self.word(0)),
             ("generation", generation, self.word(1)),
@@ -72,7 +82,7 @@ pub fn run(path: &[u8], figures: &Figures) {
     if blocks == 0 {
         return print!("\nerror: disk: smaller than one block of {BLOCK_BYTES} bytes\n");
     }
-    let mut check = Check { fd, figures, block: Block([0; BLOCK_BYTES]), writes: 0, reported: 0 };
+    let mut check = Check { fd, figures, block: Block::zeroed(), writes: 0, reported: 0 };
     let mut generations = [1u64; BLOCKS as usize];
     for number in 0..blocks {
         check.write(number, 1);
@@ -108,7 +118,7 @@ impl Check<'_> {
             Err(errno) => self.bad(number, "write_errno", 0, errno.0 as u64),
         }
         self.writes += 1;
-        if self.writes % FLUSH_EVERY == 0
+        if self.writes.is_multiple_of(FLUSH_EVERY)
             && let Err(errno) = sys::sync_data(self.fd)
         {
             self.bad(number, "flush_errno", 0, errno.0 as u64);

@@ -37,7 +37,7 @@ fn address_of(ip: [u8; 4], port: u16) -> [u8; 16] {
 }
 
 /// `10.0.0.2/24` as an address and a mask.
-fn parse_address(text: &str) -> Option<([u8; 4], [u8; 4])> {
+pub fn parse_address(text: &str) -> Option<([u8; 4], [u8; 4])> {
     let (address, length) = text.split_once('/')?;
     let length: u32 = length.parse().ok().filter(|length| (1..=32).contains(length))?;
     let address: core::net::Ipv4Addr = address.parse().ok()?;

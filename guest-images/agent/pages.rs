@@ -48,7 +48,7 @@ impl Words {
     }
 }
 
-fn write_page(words: &mut [u64], page: u64, generation: u64) {
+pub fn write_page(words: &mut [u64], page: u64, generation: u64) {
     let mut stream = Words::of(page, generation);
     words[0] = page;
     words[1] = generation;
@@ -58,7 +58,7 @@ fn write_page(words: &mut [u64], page: u64, generation: u64) {
 }
 
 /// The first wrong word: its index, what it should be and what it is.
-fn check_page(words: &[u64], page: u64, generation: u64) -> Option<(usize, u64, u64)> {
+pub fn check_page(words: &[u64], page: u64, generation: u64) -> Option<(usize, u64, u64)> {
     let mut stream = Words::of(page, generation);
     for (index, &found) in words.iter().enumerate() {
         let expected = match index {
@@ -127,7 +127,7 @@ struct Pace {
 impl Pace {
     fn wait(&mut self, clock: &mut Clock, figures: &Figures) {
         self.done += 1;
-        if !clock.is_fast() && self.done % LOOK_EVERY != 0 {
+        if !clock.is_fast() && !self.done.is_multiple_of(LOOK_EVERY) {
             return;
         }
         let mut now_ns = clock.look();

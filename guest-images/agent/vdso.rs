@@ -47,7 +47,7 @@ unsafe fn get<T: Copy>(address: usize) -> T {
 
 /// # Safety
 /// `image` must be the address of the kernel's vDSO, a well-formed ELF image.
-unsafe fn symbol(image: usize) -> Option<ClockGettime> {
+pub unsafe fn symbol(image: usize) -> Option<ClockGettime> {
     // SAFETY: offsets are those of Elf64_Ehdr, _Phdr, _Dyn and _Sym; the image is the kernel's own.
     unsafe {
         let headers = image + get::<u64>(image + 32) as usize;

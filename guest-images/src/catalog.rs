@@ -45,7 +45,7 @@ pub const CMDLINE_ALWAYS: &str = "console=ttyS0 quiet reboot=k panic=-1";
 ///
 /// The kernel reads 127 bytes of `clearcpuid=` and drops the rest in silence. It clears what depends
 /// on a feature with it: `xsave` stands for `avx`, `pku` and twenty more.
-pub const CMDLINE_INTERPRETED_RING0: &str = "tsc=reliable rodata=off clearcpuid=\
+pub const CMDLINE_INTERPRETED_RING0: &str = "tsc=reliable rodata=off noreplace-smp clearcpuid=\
 cx16,smap,smep,fsgsbase,umip,popcnt,xsave,rdrand,rdseed,invpcid,pcid,erms,fsrm,fsrs,serialize,\
 waitpkg,clflushopt,clwb";
 
