@@ -1,0 +1,212 @@
+//! How a `tern run` process is started.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::Tern;
+use crate::binary::tern_binary;
+use crate::limit::wait_for;
+use crate::qmp::Qmp;
+use crate::serial::{Client, Serial};
+
+pub(super) const CONTROL: &str = "control";
+pub(super) const STDERR: &str = "stderr";
+const STDOUT: &str = "stdout";
+const SERIAL: &str = "serial";
+const INCOMING: &str = "incoming";
+
+/// How a destination listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Incoming {
+    /// On a unix socket in its own folder.
+    Unix,
+    /// On a free TCP port of 127.0.0.1.
+    Tcp,
+    /// Not yet: `migrate-incoming` will say where.
+    Defer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SerialKind {
+    File,
+    Unix,
+    Null,
+}
+
+/// The flags of a process that is to be started.
+#[derive(Debug, Clone)]
+pub struct TernBuilder {
+    boot: Vec<OsString>,
+    memory: String,
+    cpus: u32,
+    serial: SerialKind,
+    incoming: Option<Incoming>,
+    flags: Vec<OsString>,
+}
+
+impl Default for TernBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TernBuilder {
+    /// 64 MiB, one vCPU, serial port into a file, nothing to boot.
+    pub fn new() -> Self {
+        let (boot, flags) = (Vec::new(), Vec::new());
+        Self { boot, memory: "64M".to_owned(), cpus: 1, serial: SerialKind::File, incoming: None, flags }
+    }
+
+    /// `--image NAME`.
+    pub fn image(self, name: &str) -> Self {
+        self.boot("--image", name)
+    }
+
+    /// `--kernel FILE`.
+    pub fn kernel(self, path: &Path) -> Self {
+        self.boot("--kernel", path)
+    }
+
+    /// `--initrd FILE`.
+    pub fn initrd(self, path: &Path) -> Self {
+        self.boot("--initrd", path)
+    }
+
+    /// `--cmdline STR`.
+    pub fn cmdline(self, words: &str) -> Self {
+        self.boot("--cmdline", words)
+    }
+
+    fn boot(mut self, flag: &str, value: impl Into<OsString>) -> Self {
+        self.boot.extend([flag.into(), value.into()]);
+        self
+    }
+
+    /// `--memory SIZE`.
+    pub fn memory(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.memory);
+        self
+    }
+
+    /// `--cpus N`.
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// The serial port takes input, too.
+    pub fn serial_unix(mut self) -> Self {
+        self.serial = SerialKind::Unix;
+        self
+    }
+
+    /// The serial port goes nowhere.
+    pub fn serial_null(mut self) -> Self {
+        self.serial = SerialKind::Null;
+        self
+    }
+
+    /// `--disk FILE`.
+    pub fn disk(self, path: &Path) -> Self {
+        self.flag("--disk").flag(path)
+    }
+
+    /// `--net tap=NAME`.
+    pub fn net(self, tap: &str) -> Self {
+        self.flag("--net").flag(format!("tap={tap}"))
+    }
+
+    /// Any other flag or value.
+    pub fn flag(mut self, word: impl Into<OsString>) -> Self {
+        self.flags.push(word.into());
+        self
+    }
+
+    /// The same machine as a destination: it boots nothing and waits for a guest.
+    pub fn incoming(mut self, how: Incoming) -> Self {
+        self.boot.clear();
+        self.incoming = Some(how);
+        self
+    }
+
+    /// Starts a machine and, of the same flags, a destination for its guest.
+    pub fn start_pair(self, how: Incoming) -> (Tern, Tern) {
+        let destination = self.clone().incoming(how).start();
+        (self.start(), destination)
+    }
+
+    /// Starts the process, and waits until it answers at its control socket.
+    ///
+    /// # Panics
+    /// It ends before that; what it said is shown.
+    pub fn start(self) -> Tern {
+        let folder = tempfile::Builder::new().prefix("tern-test").tempdir();
+        let folder = folder.unwrap_or_else(|error| panic!("a temporary folder: {error}"));
+        let mut tern = self.spawn(folder);
+        let control = tern.control();
+        let mut qmp = wait_for(&format!("a control socket at {}", control.display()), || {
+            assert!(!tern.has_ended(), "tern ended instead of starting: {:?}\n{}", tern.exit, tern.stderr());
+            Qmp::try_connect(&control)
+        });
+        match self.incoming {
+            Some(Incoming::Unix) => tern.uri = format!("unix:{}", tern.folder().join(INCOMING).display()),
+            Some(Incoming::Tcp) => tern.uri = listen_on_free_port(&mut qmp),
+            Some(Incoming::Defer) | None => {}
+        }
+        if self.serial == SerialKind::Unix {
+            tern.serial = Serial::Unix(Client::connect(&tern.folder().join(SERIAL)));
+        }
+        tern
+    }
+
+    fn spawn(&self, folder: TempDir) -> Tern {
+        let mut command = Command::new(tern_binary());
+        command.args(self.arguments(folder.path())).stdin(Stdio::null());
+        let file = |name| {
+            let made = File::create(folder.path().join(name));
+            Stdio::from(made.unwrap_or_else(|error| panic!("{name}: {error}")))
+        };
+        command.stdout(file(STDOUT)).stderr(file(STDERR));
+        let child = crate::spawn::spawn(command).unwrap_or_else(|error| panic!("can't start tern: {error}"));
+        let serial = match self.serial {
+            SerialKind::File => Serial::File(folder.path().join(SERIAL)),
+            SerialKind::Unix | SerialKind::Null => Serial::Null,
+        };
+        Tern { child, exit: None, folder, serial, uri: String::new() }
+    }
+
+    fn arguments(&self, folder: &Path) -> Vec<OsString> {
+        let path = |kind: &str, name: &str| format!("{kind}{}", folder.join(name).display());
+        let serial = match self.serial {
+            SerialKind::File => path("file:", SERIAL),
+            SerialKind::Unix => path("unix:", SERIAL),
+            SerialKind::Null => "null".to_owned(),
+        };
+        let (memory, cpus) = (self.memory.clone(), self.cpus.to_string());
+        let control = path("", CONTROL);
+        let words = ["run", "--memory", &memory, "--cpus", &cpus, "--serial", &serial, "--control", &control];
+        let mut all: Vec<OsString> = words.map(OsString::from).to_vec();
+        all.extend(self.boot.iter().cloned());
+        if let Some(how) = self.incoming {
+            let uri = if how == Incoming::Unix { path("unix:", INCOMING) } else { "defer".to_owned() };
+            all.extend(["--incoming".into(), uri.into()]);
+        }
+        all.extend(self.flags.iter().cloned());
+        all
+    }
+}
+
+/// Another process may take a port between its discovery and its use: then the next one.
+fn listen_on_free_port(qmp: &mut Qmp) -> String {
+    wait_for("a free TCP port", || {
+        let found = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let uri = format!("tcp:{}", found.unwrap_or_else(|error| panic!("127.0.0.1: {error}")));
+        qmp.try_execute("migrate-incoming", json!({ "uri": uri })).ok().map(|_| uri)
+    })
+}
