@@ -114,6 +114,22 @@ impl BytePort {
         taken
     }
 
+    /// Takes back input that the guest never saw; it is the next to be taken.
+    pub(crate) fn give_back(&self, bytes: &[u8]) {
+        let mut buffers = lock(&self.shared.buffers);
+        for byte in bytes.iter().rev() {
+            buffers.input.push_front(*byte);
+        }
+        drop(buffers);
+        self.announce_input();
+    }
+
+    /// Makes [`Self::input_event`] readable, for a device that may find old input.
+    pub(crate) fn announce_input(&self) {
+        // Fails only when the counter is full, and then it is readable anyway.
+        let _ = self.shared.input_event.write(1);
+    }
+
     /// Readable when input has come since it was last read.
     pub fn input_event(&self) -> &EventFd {
         &self.shared.input_event

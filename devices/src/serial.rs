@@ -85,6 +85,8 @@ impl Serial {
     pub fn new(port: Arc<BytePort>, interrupt: Arc<dyn Interrupt>) -> Self {
         let line = Line(interrupt);
         let uart = Uart::new(line.clone(), Output(Arc::clone(&port)));
+        // The machine before this one may have left input in the port.
+        port.announce_input();
         Self { port, line, uart }
     }
 
@@ -240,6 +242,8 @@ impl Stateful for Serial {
             scratch,
             in_buffer,
         };
+        // What was typed on this side before the guest arrived comes behind what it brings along.
+        self.port.give_back(&self.uart.state().in_buffer);
         // Raises what is pending and enabled: a guest that waits for "transmitter empty" goes on.
         let uart = Uart::from_state(&state, self.line.clone(), NoEvents, Output(Arc::clone(&self.port)));
         self.uart = uart.map_err(|error| RestoreError::Activate {
@@ -323,6 +327,23 @@ mod tests {
         }
         assert!(interrupt.read().is_ok());
         assert_eq!(found, text);
+    }
+
+    #[test]
+    fn what_was_typed_at_the_destination_before_the_guest_arrived_is_not_lost() {
+        let port = BytePort::new(PortTarget::Null).unwrap();
+        port.give_back(b"typed early");
+        let (mut destination, _) = with_port(port);
+        destination.ready(0);
+        assert_eq!(destination.save().received, b"typed early");
+        let saved = SerialV1 { received: b"brought ".to_vec(), line_status: 0x61, ..chip().0.save() };
+        destination.restore(saved).unwrap();
+        let text: Vec<u8> = std::iter::from_fn(|| {
+            let more = read(&mut destination, LINE_STATUS) & LINE_DATA_READY != 0;
+            more.then(|| read(&mut destination, 0))
+        })
+        .collect();
+        assert_eq!(text, b"brought typed early");
     }
 
     #[test]

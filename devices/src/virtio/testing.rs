@@ -57,6 +57,10 @@ pub(super) fn available(queue: usize) -> u64 {
     table(queue) + AVAILABLE
 }
 
+pub(super) fn used_ring(queue: usize) -> u64 {
+    table(queue) + USED
+}
+
 impl<D: VirtioDevice> Driver<D> {
     /// A device that no driver has touched.
     pub(super) fn new(device: D) -> Self {
@@ -106,7 +110,7 @@ impl<D: VirtioDevice> Driver<D> {
         for queue in 0..self.rings.len() {
             self.write(0x30, u32::try_from(queue).unwrap());
             self.write(0x38, self.rings[queue].size.into());
-            let places = [table(queue), available(queue), table(queue) + USED];
+            let places = [table(queue), available(queue), used_ring(queue)];
             for (register, gpa) in [0x80, 0x90, 0xa0].into_iter().zip(places) {
                 self.write(register, u32::try_from(gpa).unwrap());
                 self.write(register + 4, 0);
@@ -170,7 +174,7 @@ impl<D: VirtioDevice> Driver<D> {
     /// The next used element: head and length.
     pub(super) fn used(&mut self, queue: usize) -> Option<(u16, u32)> {
         let Ring { size, used, .. } = &mut self.rings[queue];
-        let base = table(queue) + USED;
+        let base = used_ring(queue);
         if self.ram.read_obj::<u16>(GuestAddress(base + 2)).unwrap() == *used {
             return None;
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use super::*;
 use crate::Stateful;
 use crate::virtio::mmio::MmioDevice;
-use crate::virtio::testing::{ALL_FEATURES, Buffer, DATA, Driver};
+use crate::virtio::testing::{ALL_FEATURES, Buffer, DATA, Driver, available, used_ring};
 
 const SECTORS: u64 = 2048;
 const OK: u8 = 0;
@@ -96,21 +96,26 @@ const VIRTIO_OUT: u32 = 1;
 const VIRTIO_IN: u32 = 0;
 
 #[test]
-fn what_is_read_is_marked_dirty_for_a_migration() {
+fn everything_that_the_device_writes_is_marked_dirty_for_a_migration() {
+    use vm_memory::GuestMemoryBackend;
     use vm_memory::bitmap::Bitmap;
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
     let file = file();
     file.write_all_at(&sector(9), 0).unwrap();
     let mut driver = Driver::started(disk_on(&file, false), ALL_FEATURES);
-    let dirty = |driver: &Driver<Blk>, gpa: u64| {
-        let region = GuestMemoryBackend::iter(&driver.ram).next().unwrap();
-        region.bitmap().dirty_at(gpa as usize)
-    };
-    let page = BUFFERS + 0x1_0000;
-    assert!(!dirty(&driver, page));
-    assert_eq!(one(&mut driver, VIRTIO_IN, 0, &[(page, 512, true)]), (OK, 513));
-    assert!(dirty(&driver, page));
-    assert_eq!(driver.bytes(page, 512), sector(9));
+    let data = BUFFERS + 0x1_0000;
+    request(&mut driver, 0, VIRTIO_IN, 0, &[(data, 512, true)]);
+    let ram = driver.ram.clone();
+    let region = GuestMemoryBackend::iter(&ram).next().unwrap();
+    (**region).bitmap().reset();
+    driver.kick(QUEUE);
+    assert_eq!(driver.wait_used(QUEUE, 1), [(0, 513)]);
+    assert_eq!(driver.bytes(data, 512), sector(9));
+    let written = [used_ring(QUEUE), HEADERS, data].map(|gpa| gpa >> 12);
+    for page in 0..crate::virtio::testing::RAM_BYTES as u64 >> 12 {
+        // The driver itself has written `used_event`, behind the available ring.
+        let expected = written.contains(&page) || page == available(QUEUE) >> 12;
+        assert_eq!((**region).bitmap().dirty_at((page << 12) as usize), expected, "page {page:#x}");
+    }
 }
 
 #[test]

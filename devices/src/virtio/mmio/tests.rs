@@ -32,7 +32,11 @@ fn blk() -> Blk {
 }
 
 fn net() -> Net {
-    let (near, _far) = UnixDatagram::pair().unwrap();
+    let (near, far) = UnixDatagram::pair().unwrap();
+    // Frames of all kinds wait for the guest, some of them none at all.
+    for bytes in [1, 12, 25, 26, 100, 1526, 3000, 65_000, 64] {
+        far.send(&vec![7; bytes]).unwrap();
+    }
     Net::new(File::from(OwnedFd::from(near)), NetConfig { mac: [2, 0, 0, 0, 0, 1] }).unwrap()
 }
 
