@@ -34,7 +34,7 @@ impl Cancel {
         Ok(Self { state: AtomicU8::new(OPEN), wake })
     }
 
-    /// True if the attempt will end as cancelled.
+    /// True if the attempt will not complete.
     pub(crate) fn cancel(&self) -> bool {
         let before = self.state.compare_exchange(OPEN, CANCELLED, Ordering::SeqCst, Ordering::SeqCst);
         if before.is_ok() {

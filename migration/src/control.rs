@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::cancel::Cancel;
-use crate::stats::{Report, Side, Status};
+use crate::error::MigrationError;
+use crate::stats::{ErrorReport, Report, Side, Status};
 
 /// Is told what happens. The calls come from the migration's own thread, some of them while the guest is
 /// stopped: they must return at once.
@@ -44,8 +45,8 @@ impl Control {
         }))
     }
 
-    /// Cancels the attempt: a read or write that waits ends at once. `false` when it is too late, because
-    /// the guest has been given up, or the attempt is over.
+    /// Cancels the attempt: a read or write that waits ends at once. `true`: it will not complete, and the
+    /// guest stays on the source. `false`: too late, the guest has been given up or the attempt is over.
     pub fn cancel(&self) -> bool {
         self.cancel.cancel()
     }
@@ -65,6 +66,15 @@ impl Control {
 
     pub(crate) fn elapsed_us(&self) -> u64 {
         self.started.elapsed().as_micros() as u64
+    }
+
+    /// Publishes a report that has nothing to say but this: before there is a connection.
+    pub(crate) fn announce(&self, side: Side, status: Status, error: Option<&MigrationError>) {
+        let mut report = Report::new(side);
+        (report.status, report.total_us) = (status, self.elapsed_us());
+        report.error = error.map(ErrorReport::from);
+        self.publish(&report);
+        self.observer.status(status);
     }
 
     pub(crate) fn publish(&self, report: &Report) {

@@ -11,7 +11,7 @@
 mod agree;
 mod load;
 
-use crate::channel::Connection;
+use crate::channel::{Connection, Listener};
 use crate::control::Control;
 use crate::error::MigrationError;
 use crate::ram::RamView;
@@ -43,6 +43,24 @@ pub struct ReceiveError<V> {
     pub committed: bool,
     /// Why.
     pub error: MigrationError,
+}
+
+/// Waits at `listener` for a peer and takes its guest into `vm`; otherwise as [`receive`].
+pub fn receive_from<V: DestinationVm>(
+    vm: V,
+    listener: &Listener,
+    control: &Control,
+) -> Result<Received<V>, Box<ReceiveError<V>>> {
+    match listener.accept(control) {
+        Ok(connection) => receive(vm, connection, control),
+        Err(error) => {
+            control.cancel.close();
+            let cancelled = matches!(error, MigrationError::Cancelled);
+            let status = if cancelled { Status::Cancelled } else { Status::Failed };
+            control.announce(Side::Destination, status, Some(&error));
+            Err(Box::new(ReceiveError { vm, committed: false, error }))
+        }
+    }
 }
 
 /// Takes a guest from the peer into `vm`, which was never run. Blocks until it is over. `control` is for this

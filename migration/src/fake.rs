@@ -98,6 +98,8 @@ pub struct Options {
     pub writes_per_call: u32,
     /// The guest writes to this many pages only, once it runs.
     pub working_set_pages: u64,
+    /// Before it runs, the guest has written every so manieth page.
+    pub touched_every: usize,
     /// The call that fails, and the how manieth of its kind, from 0.
     pub fail: Option<(Call, u32)>,
     /// Shared by the machines that a guest moves between.
@@ -111,6 +113,7 @@ impl Default for Options {
             log: LogMode::Manual { initially_set: true },
             writes_per_call: 3,
             working_set_pages: 40,
+            touched_every: 3,
             fail: None,
             fleet: Arc::default(),
         }
@@ -164,11 +167,13 @@ impl FakeVm {
         Ok(Self { shared, options, calls, given_up: false, paused: true, writer: None })
     }
 
-    /// A machine whose guest has filled a third of its memory and runs.
+    /// A machine whose guest has written [`Options::touched_every`] page and runs.
     pub fn booted(options: Options) -> Result<Self, VmError> {
         let mut vm = Self::new(options)?;
         for (region, pages) in vm.shared.region_pages.iter().enumerate() {
-            (0..*pages).step_by(3).for_each(|page| vm.shared.write(region, page));
+            (0..*pages)
+                .step_by(vm.options.touched_every.max(1))
+                .for_each(|page| vm.shared.write(region, page));
         }
         vm.set_running(true);
         Ok(vm)
@@ -373,7 +378,10 @@ impl SourceVm for FakeVm {
     fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError> {
         self.call(Call::DirtyLogClear)?;
         let last = self.shared.region_pages.get(region).copied().unwrap_or(0);
-        if pages.start % 64 != 0 || (pages.end % 64 != 0 && pages.end != last) || pages.end > last {
+        if !pages.start.is_multiple_of(64)
+            || (!pages.end.is_multiple_of(64) && pages.end != last)
+            || pages.end > last
+        {
             return Err(VmError::plain(format!("clear of {pages:?} of {last} pages is not aligned")));
         }
         self.shared.log.clear(region, pages);

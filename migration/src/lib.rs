@@ -23,8 +23,7 @@ pub mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod policy;
-#[doc(hidden)]
-pub mod ram;
+mod ram;
 pub mod source;
 pub mod stats;
 mod vm;
@@ -34,5 +33,7 @@ pub use config::{Capabilities, LiveParameters, Parameters};
 pub use control::{Control, Observer, Unobserved};
 pub use dirty::DirtyBitmap;
 pub use error::{Blame, MigrationError};
+#[doc(hidden)]
+pub use ram::is_zero_slice;
 pub use stats::{Report, Side, Status, query_migrate};
 pub use vm::{DestinationVm, GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, SourceVm, VmError, VmFacts};

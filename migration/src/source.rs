@@ -15,8 +15,8 @@ mod agree;
 mod commit;
 mod rounds;
 
-use crate::channel::Connection;
 use crate::channel::pacer::Pacer;
+use crate::channel::{self, Connection, Uri};
 use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::MigrationError;
@@ -53,6 +53,20 @@ pub struct SourceEnd<V> {
     pub vm: V,
     /// What became of its guest.
     pub outcome: Outcome,
+}
+
+/// Connects to `uri` and moves the guest of `vm` there; otherwise as [`migrate`].
+pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control: &Control) -> SourceEnd<V> {
+    control.announce(Side::Source, Status::Setup, None);
+    let error = match channel::connect(uri, control) {
+        Ok(connection) => return migrate(vm, connection, live, control),
+        Err(error) => error,
+    };
+    control.cancel.close();
+    let cancelled = matches!(error, MigrationError::Cancelled);
+    let status = if cancelled { Status::Cancelled } else { Status::Failed };
+    control.announce(Side::Source, status, Some(&error));
+    SourceEnd { vm, outcome: if cancelled { Outcome::Cancelled } else { Outcome::Failed(error) } }
 }
 
 /// Moves the guest of `vm` to the peer. Blocks until it is over; call it on a thread of its own. Obeys

@@ -43,6 +43,8 @@ pub(crate) struct Wire<'a> {
     received_frames: u32,
     /// A frame was begun and not ended: nothing that could be understood can follow.
     cut_sending: bool,
+    /// The peer knows what this is: frames mean something to it.
+    introduced: bool,
     cut_receiving: bool,
     /// Bytes of all frames both ways, without page records, page data and state.
     pub(crate) message_bytes: u64,
@@ -62,6 +64,7 @@ impl<'a> Wire<'a> {
             sent_frames: 0,
             received_frames: 0,
             cut_sending: false,
+            introduced: false,
             cut_receiving: false,
             message_bytes: 0,
             out: Vec::with_capacity(BUFFER_BYTES),
@@ -82,7 +85,9 @@ impl<'a> Wire<'a> {
     /// Sends the eight bytes that say what this is.
     pub(crate) fn send_magic(&mut self) -> Result<(), MigrationError> {
         self.message_bytes += MAGIC.len() as u64;
-        self.send_spans(&mut [OutSpan::bytes(&MAGIC)], false, "introducing itself")
+        self.send_spans(&mut [OutSpan::bytes(&MAGIC)], false, "introducing itself")?;
+        self.introduced = true;
+        Ok(())
     }
 
     /// Receives the peer's eight bytes.
@@ -136,7 +141,7 @@ impl<'a> Wire<'a> {
     /// header in front.
     pub(crate) fn send_pages(
         &mut self,
-        records: &mut Vec<u8>,
+        records: &mut [u8],
         data: &mut [OutSpan<'_>],
         data_bytes: usize,
     ) -> Result<(), MigrationError> {
@@ -290,7 +295,7 @@ impl<'a> Wire<'a> {
         if !matches!(error, MigrationError::Link(_)) || self.cut_receiving {
             return error;
         }
-        (self.cancellable, self.timeout) = (false, FAREWELL);
+        (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
         match self.receive("looking for a reason") {
             Ok(header) if matches!(header.frame, FrameType::Failed | FrameType::Refused) => {
                 self.unexpected(&header, "looking for a reason", "")
@@ -303,8 +308,8 @@ impl<'a> Wire<'a> {
     /// bytes unread would make TCP throw away the message.
     pub(crate) fn farewell(&mut self, error: &MigrationError) {
         let peer_is_gone = matches!(error, MigrationError::Link(_) | MigrationError::Peer { .. });
-        if !(peer_is_gone || self.cut_sending) {
-            (self.cancellable, self.timeout) = (false, FAREWELL);
+        if self.introduced && !peer_is_gone && !self.cut_sending {
+            (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
             let said = match error {
                 MigrationError::Refused { code, text } if self.side == Side::Destination => {
                     let refused = Refused { code: code.clone(), text: text.clone() };
@@ -323,7 +328,7 @@ impl<'a> Wire<'a> {
     }
 
     fn drain(&mut self) {
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + self.timeout;
         let mut rest = vec![0; 64 << 10];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

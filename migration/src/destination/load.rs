@@ -10,7 +10,9 @@ use crate::policy::link::rate;
 use crate::ram::{PageReceiver, RamView};
 use crate::stats::{Downtime, Round};
 use crate::vm::{DestinationVm, VmError};
-use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running};
+use crate::wire::{
+    Commit, FLAG_RUNNING, FrameType, HEADER_BYTES, Prepared as PreparedMessage, RoundEnd, Running,
+};
 
 /// Memory arrives.
 pub(super) struct Loading<'s, 'a, V> {
@@ -88,7 +90,7 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
             return Err(attempt.wire.unexpected(&header, STATE, "state"));
         }
         let started = Instant::now();
-        attempt.report.bytes.state += u64::from(header.length);
+        attempt.report.bytes.state += HEADER_BYTES as u64 + u64::from(header.length);
         let state = StateSet::decode(attempt.wire.payload()).map_err(ProtocolError::from)?;
         attempt.vm.load(state).map_err(vm_failed("loading the guest's state"))?;
         let downtime = Downtime { load_us: started.elapsed().as_micros() as u64, ..Downtime::default() };

@@ -95,6 +95,8 @@ impl Pump {
         self.from.read_exact(&mut unit)?;
         if number > 0 {
             let length = unit.get(12..16).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
+            // The engine's own limits hold for what it sends.
+            assert!(length <= 64 << 20, "a frame of {length} bytes was sent");
             unit.resize(HEADER_BYTES + length as usize, 0);
             self.from.read_exact(unit.get_mut(HEADER_BYTES..).unwrap_or_default())?;
         }

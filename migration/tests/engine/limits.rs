@@ -1,0 +1,163 @@
+//! Limits of bandwidth, downtime and time; strangers at the other end; cancels of a stuck peer.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tern_migration::channel::{Connection, connect};
+use tern_migration::destination::receive;
+use tern_migration::fake::{FakeVm, Options};
+use tern_migration::source::{Outcome, migrate};
+use tern_migration::{Blame, LiveParameters, Parameters, Side, config};
+
+use crate::harness::{assert_moved, assert_second_succeeds, control, run};
+
+fn live(changes: serde_json::Value) -> LiveParameters {
+    let changes = changes.as_object().unwrap();
+    LiveParameters::new(Parameters::default().merged(changes).unwrap())
+}
+
+fn run_live(options: &Options, live: &LiveParameters) -> crate::harness::Ends {
+    let controls = [control(Side::Source), control(Side::Destination)];
+    let source = FakeVm::booted(options.clone()).unwrap();
+    let destination = FakeVm::new(options.clone()).unwrap();
+    run(source, destination, Connection::pair().unwrap(), live, controls)
+}
+
+#[test]
+fn a_limit_of_bandwidth_holds_and_can_be_lifted_on_the_way() {
+    let options = Options { region_pages: vec![1500], writes_per_call: 0, ..Options::default() };
+    let started = Instant::now();
+    // 500 touched pages: 2 MB.
+    let ends = run_live(&options, &live(json!({"max-bandwidth": 4_000_000})));
+    let took = started.elapsed();
+    assert_moved(&ends, true);
+    assert!(took > Duration::from_millis(440), "{took:?}");
+    // The link is known to be faster than the limit.
+    assert!(ends.source_report.link_bytes_per_s > 20_000_000, "{}", ends.source_report.link_bytes_per_s);
+    let live = live(json!({"max-bandwidth": 300_000}));
+    let lifted = std::thread::scope(|scope| {
+        let running = scope.spawn(|| run_live(&Options::default(), &live));
+        std::thread::sleep(Duration::from_millis(300));
+        let started = Instant::now();
+        live.merge(json!({"max-bandwidth": 0}).as_object().unwrap()).unwrap();
+        assert_moved(&running.join().unwrap(), true);
+        started.elapsed()
+    });
+    assert!(lifted < Duration::from_millis(600), "{lifted:?}");
+}
+
+#[test]
+fn a_guest_that_never_converges_fails_in_time_and_runs_on() {
+    let options = Options { writes_per_call: 50, ..Options::default() };
+    let limits = live(json!({"downtime-limit": 0, "max-total-time": 200}));
+    let ends = run_live(&options, &limits);
+    let Outcome::Failed(error) = &ends.source.outcome else { panic!("{:?}", ends.source.outcome) };
+    assert_eq!((error.blame(), error.code()), (Blame::Limit, "not-converging"));
+    assert!(error.text().contains("downtime-limit 0 ms"), "{}", error.text());
+    assert!(ends.source_report.rounds.len() > 2 && ends.source.vm.is_running());
+    let there = ends.destination.as_ref().err().unwrap().error.text();
+    assert!(there.starts_with("the source gave up: the guest writes memory faster"), "{there}");
+    assert_second_succeeds(ends.source.vm, &options, "second");
+}
+
+#[test]
+fn the_time_limit_ends_the_first_round_too() {
+    let options = Options { region_pages: vec![3000], ..Options::default() };
+    let limits = live(json!({"max-bandwidth": 300_000, "max-total-time": 150}));
+    let started = Instant::now();
+    let ends = run_live(&options, &limits);
+    assert!(started.elapsed() < Duration::from_secs(3));
+    let Outcome::Failed(error) = &ends.source.outcome else { panic!("{:?}", ends.source.outcome) };
+    assert_eq!(error.code(), "not-converging");
+    assert_second_succeeds(ends.source.vm, &options, "second");
+}
+
+#[test]
+fn raising_the_downtime_limit_lets_a_guest_go() {
+    let options = Options { writes_per_call: 50, ..Options::default() };
+    let live = live(json!({"downtime-limit": 0}));
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run_live(&options, &live));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!running.is_finished());
+        live.merge(json!({"downtime-limit": 1000}).as_object().unwrap()).unwrap();
+        assert_moved(&running.join().unwrap(), true);
+    });
+}
+
+#[test]
+fn a_peer_that_is_not_tern_is_named_by_its_first_bytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("tcp:{}", listener.local_addr().unwrap()).parse().unwrap();
+    let stranger = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    });
+    let control = control(Side::Source);
+    let options = Options::default();
+    let connection = connect(&uri, &control).unwrap();
+    let vm = FakeVm::booted(options.clone()).unwrap();
+    let end = migrate(vm, connection, &LiveParameters::default(), &control);
+    let Outcome::Failed(error) = &end.outcome else { panic!("{:?}", end.outcome) };
+    let text = "the peer is not tern: it began with \"SSH-2.0-\", expected \"TERN-MIG\"";
+    assert_eq!((error.blame(), error.text().as_str()), (Blame::Protocol, text));
+    stranger.join().unwrap();
+    assert_second_succeeds(end.vm, &options, "second");
+}
+
+#[test]
+fn a_destination_refuses_a_stranger() {
+    let (mut stranger, far) = UnixStream::pair().unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let control = control(Side::Destination);
+    let vm = FakeVm::new(Options::default()).unwrap();
+    let error = receive(vm, Connection::from_stream(far), &control).unwrap_err().error;
+    assert!(error.text().contains("it began with \"GET / HT\""), "{}", error.text());
+}
+
+#[test]
+fn a_cancel_ends_a_stuck_write_and_a_stuck_read_at_once() {
+    // The peer reads nothing, so the source soon waits for room; or says nothing, so it waits for an answer.
+    for pages in [9_000, 90] {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let control = control(Side::Source);
+        let options = Options { region_pages: vec![pages], ..Options::default() };
+        let vm = FakeVm::booted(options.clone()).unwrap();
+        let live = LiveParameters::default();
+        let (end, took) = std::thread::scope(|scope| {
+            let running = scope.spawn(|| migrate(vm, Connection::from_stream(near), &live, &control));
+            far.read_exact(&mut [0; 8]).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            let started = Instant::now();
+            assert!(control.cancel());
+            // The source's farewell waits for a peer that still listens.
+            drop(far);
+            (running.join().unwrap(), started.elapsed())
+        });
+        assert!(matches!(end.outcome, Outcome::Cancelled), "{:?}", end.outcome);
+        assert!(took < Duration::from_millis(400), "{took:?}");
+        assert_second_succeeds(end.vm, &options, "second");
+    }
+}
+
+#[test]
+fn a_slow_peer_is_not_a_stalled_one_but_a_silent_one_is() {
+    let (near, _far) = UnixStream::pair().unwrap();
+    let control = control(Side::Source);
+    let connection = Connection::from_stream(near).with_timeout(Duration::from_millis(100));
+    let vm = FakeVm::booted(Options::default()).unwrap();
+    let end = migrate(vm, connection, &LiveParameters::default(), &control);
+    let Outcome::Failed(error) = &end.outcome else { panic!("{:?}", end.outcome) };
+    assert_eq!((error.blame(), error.code()), (Blame::Link, "link-stalled"));
+    assert!(error.text().contains("for 100 ms"), "{}", error.text());
+}
+
+#[test]
+fn the_documented_tables_are_the_code() {
+    let document = include_str!("../../PROTOCOL.md");
+    assert!(document.contains(&config::tables_markdown()), "expected:\n{}", config::tables_markdown());
+}

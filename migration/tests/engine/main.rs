@@ -1,0 +1,9 @@
+//! Whole migrations between two machines in memory, with every fault at every message and at every call.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod calls;
+mod faults;
+mod harness;
+mod limits;
+mod whole;
