@@ -143,6 +143,23 @@ struct Shared {
     writes: AtomicU64,
 }
 
+/// The guest in a machine that may be in the middle of a migration.
+#[derive(Debug)]
+pub struct FakeGuest {
+    shared: Arc<Shared>,
+}
+
+impl FakeGuest {
+    /// The guest makes a page zero. False: it doesn't run.
+    pub fn zero_page(&self, region: usize, page: u64) -> bool {
+        let gate = self.shared.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if *gate {
+            self.shared.put(region, page, 0, &[0; PAGE_BYTES as usize]);
+        }
+        *gate
+    }
+}
+
 impl FakeVm {
     /// An empty machine that doesn't run.
     pub fn new(options: Options) -> Result<Self, VmError> {
@@ -218,9 +235,9 @@ impl FakeVm {
         self.shared.page(region, page)
     }
 
-    /// Makes a page zero, as a guest would.
-    pub fn zero_page(&self, region: usize, page: u64) {
-        self.shared.put(region, page, 0, &[0; PAGE_BYTES as usize]);
+    /// A hand on the guest while the machine is moved.
+    pub fn guest(&self) -> FakeGuest {
+        FakeGuest { shared: Arc::clone(&self.shared) }
     }
 
     /// The first page that differs from another machine's.

@@ -169,6 +169,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_documented_table_is_the_code() {
+        let document = include_str!("../../PROTOCOL.md");
+        for (row, info) in FRAMES.iter().enumerate() {
+            let FrameInfo { name, max_bytes, flags, .. } = info;
+            let from = |side: &str| format!("| {} | {name} | {side} | {max_bytes} | ", row + 1);
+            let line = ["source", "destination", "both"].map(from);
+            let line = line.iter().find_map(|start| document.lines().find(|line| line.starts_with(start)));
+            let line = line.unwrap_or_else(|| panic!("no line for {name}"));
+            assert_eq!(line.contains("none"), *flags == 0, "{line}");
+        }
+        assert_eq!(document.lines().filter(|l| l.contains("| both |")).count(), 2);
+    }
+
     fn sealed(epoch: u32, sequence: u32, payload: &[u8]) -> Vec<u8> {
         let length = payload.len() as u32;
         let frame = FrameType::Hello;

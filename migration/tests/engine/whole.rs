@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use tern_migration::channel::{Listener, Uri, connect};
-use tern_migration::fake::{Call, FakeVm, LogMode, Options};
+use tern_migration::fake::{Call, FakeGuest, FakeVm, LogMode, Options};
 use tern_migration::{Control, LiveParameters, Observer, Side, SourceVm, Status, query_migrate};
 use vm_memory::GuestMemoryBackend;
 
@@ -64,16 +64,32 @@ fn a_paused_guest_arrives_paused_after_one_live_round() {
     assert_eq!(options.fleet.running(), 0);
 }
 
+/// Has the guest make a page zero when all has been sent once.
+struct ZeroAtTheEnd(FakeGuest);
+
+impl Observer for ZeroAtTheEnd {
+    fn status(&self, status: Status) {
+        if status == Status::Device {
+            assert!(self.0.zero_page(1, 3));
+        }
+    }
+    fn pass(&self, _: u32) {}
+}
+
 #[test]
 fn a_page_that_becomes_zero_is_zero_there() {
-    // The destination has it from round 0; it becomes zero while the guest is being stopped.
-    let options = Options { writes_per_call: 0, log: LogMode::Plain, ..Options::default() };
-    let source = FakeVm::booted(options.clone()).unwrap();
-    source.zero_page(1, 3);
-    let ends = plain_run(source, FakeVm::new(options).unwrap());
-    assert_moved(&ends, true);
-    assert_eq!(ends.source_report.pages.zero, 1);
-    assert!(ends.destination.unwrap().vm.page(1, 3).iter().all(|byte| *byte == 0));
+    for log in LOG_MODES {
+        let options = Options { writes_per_call: 0, log, ..Options::default() };
+        let source = FakeVm::booted(options.clone()).unwrap();
+        assert!(source.page(1, 3).iter().any(|byte| *byte != 0));
+        let observer = ZeroAtTheEnd(source.guest());
+        let controls = [Control::new(Side::Source, Box::new(observer)).unwrap(), control(Side::Destination)];
+        let pair = tern_migration::channel::Connection::pair().unwrap();
+        let ends = run(source, FakeVm::new(options).unwrap(), pair, &LiveParameters::default(), controls);
+        assert_moved(&ends, true);
+        assert_eq!(ends.source_report.pages.zero, 1);
+        assert!(ends.destination.unwrap().vm.page(1, 3).iter().all(|byte| *byte == 0));
+    }
 }
 
 /// Is this page of the machine's memory backed by anything?
