@@ -1,0 +1,37 @@
+# The few commands a person needs; `make help` lists them. What they do is in scripts/ and tests/.
+
+CARGO ?= cargo
+GUEST ?= linux
+HOSTS ?= 1
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint setup release
+
+help: ## this list
+	@echo "tern, a small KVM hypervisor whose guests migrate"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' Makefile
+	@echo "  make demo GUEST=pulse     the same with the bare guest: no kernel to build, over in seconds"
+	@echo "  make demo HOSTS=2         the same between two network namespaces, as between two hosts"
+
+demo: release ## boot a guest, move it while it runs, and show what happened
+	@if [ "$(GUEST)" = linux ]; then scripts/setup network && scripts/image linux release; fi
+	@if [ "$(HOSTS)" = 2 ]; then scripts/setup network; fi
+	@$(RELEASE)/demo $(GUEST) $(HOSTS)
+
+test: ## build what is missing, and run all tests
+	@scripts/test
+
+bench: release ## measure tern, and QEMU on the same guest
+	@$(RELEASE)/bench
+
+lint: ## formatting, clippy, licenses
+	@scripts/lint
+
+setup: ## install what this system lacks
+	@scripts/setup
+
+release:
+	@scripts/setup build
+	@$(CARGO) build --release --locked -p tern -p tern-tests --bins
