@@ -79,6 +79,12 @@ macro_rules! span {
 span!(OutSpan);
 span!(InSpan);
 
+impl InSpan<'_> {
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

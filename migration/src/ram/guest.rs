@@ -11,6 +11,9 @@ use crate::channel::span::{InSpan, OutSpan};
 use crate::error::MigrationError;
 use crate::vm::{GuestRam, PAGE_BYTES};
 
+/// A shorter span isn't worth a system call.
+const POPULATE_LEAST_BYTES: usize = 16 * PAGE_BYTES as usize;
+
 /// All regions of a guest's memory. Keeps them mapped.
 #[derive(Debug)]
 pub(crate) struct RamView {
@@ -70,6 +73,15 @@ impl RamView {
         // SAFETY: `locate` has checked the bounds. No Rust reference to guest memory exists.
         unsafe { address.write_bytes(0, len) };
         Ok(())
+    }
+
+    /// Gets memory for a span in one go: half the cost of a fault a page while the socket is read.
+    pub(crate) fn populate(&self, span: &InSpan<'_>) {
+        if span.len() >= POPULATE_LEAST_BYTES {
+            // SAFETY: a span is mapped guest memory. It gets memory behind it, and its content stays. A
+            // kernel before 5.14 refuses, and the pages are faulted in one by one.
+            unsafe { libc::madvise(span.address().cast(), span.len(), libc::MADV_POPULATE_WRITE) };
+        }
     }
 
     fn locate(&self, region: usize, pages: Range<u64>) -> Result<(*mut u8, usize), MigrationError> {

@@ -48,6 +48,7 @@ impl<'r> PageReceiver<'r> {
                 }
             }
         }
+        data.iter().for_each(|span| self.ram.populate(span));
         wire.receive_data(&mut data)?;
         let (page_data, page_records) = (u64::from(header.length - header.head), u64::from(header.head));
         Ok((pages, Bytes { page_data, page_records, ..Bytes::default() }))
