@@ -12,7 +12,7 @@ use crate::memory;
 use crate::platform::{self, PlatformV1};
 use crate::run_control::Hold;
 use crate::sections;
-use crate::vm::Vm;
+use crate::vm::{Vm, platform as platform_of};
 
 /// What the guest sees of the machine. A tern that changes it makes a new name.
 const PROFILE: &str = "tern-1";
@@ -28,7 +28,7 @@ impl Vm {
             cpus: self.core.vcpus().len() as u32,
             memory: slots.iter().map(region).collect(),
             sections: sections::offers(self.core.vcpus().len(), self.core.devices().parts()),
-            platform: encode_record(&self.platform()),
+            platform: encode_record(&self.platform),
         }
     }
 }
@@ -113,7 +113,7 @@ impl DestinationVm for Vm {
         let host = platform::host_cpuid(&self.kvm.kvm)
             .map_err(|error| VmError::new("this host's CPU features can't be read", error))?;
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
-        let mut here = self.platform();
+        let mut here = self.platform.clone();
         for (fact, known) in here.devices.iter_mut().zip(self.core.devices().facts()) {
             let same = |their: &&platform::DeviceFactV1| their.name == fact.name && their.instance == fact.instance;
             if let (true, Some(their)) = (known.adopts, theirs.devices.iter().find(same)) {
@@ -133,7 +133,9 @@ impl DestinationVm for Vm {
         let prepared = sections::prepare(vcpus, parts, state)
             .map_err(|error| VmError::new("the guest's state does not fit this machine", error))?;
         let applied = prepared.apply(self.core.vm(), vcpus);
-        applied.map_err(|error| VmError::new("this host does not take the guest's state", error))
+        applied.map_err(|error| VmError::new("this host does not take the guest's state", error))?;
+        self.platform = platform_of(&self.core, &self.kvm);
+        Ok(())
     }
 
     fn start(&mut self, running: bool) -> Result<(), VmError> {

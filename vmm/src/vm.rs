@@ -142,6 +142,8 @@ pub struct Vm {
     pub(crate) residency: Residency,
     pub(crate) name: String,
     pub(crate) kvm: Arc<Host>,
+    /// What the guest needs of its host. Kept, because a running vCPU can't be asked.
+    pub(crate) platform: PlatformV1,
 }
 
 impl Vm {
@@ -174,7 +176,8 @@ impl Vm {
         let pagemap = |source| BuildError::Host { what: "/proc/self/pagemap can't be opened", source };
         let residency = Residency::new().map_err(pagemap)?;
         let core = Arc::new(Core { run, vm, ram, lines: plugs.lines.clone() });
-        Ok(Self { core, dirty, residency, name: config.name.clone(), kvm: Arc::clone(host) })
+        let platform = platform(&core, host);
+        Ok(Self { core, dirty, residency, name: config.name.clone(), kvm: Arc::clone(host), platform })
     }
 
     /// The shared part.
@@ -189,20 +192,20 @@ impl Vm {
         }
         Ok(())
     }
+}
 
-    /// What the guest needs of its host.
-    pub(crate) fn platform(&self) -> PlatformV1 {
-        let (mut cpuid, mut msrs, mut xsave_bytes, mut tsc_khz): (Vec<CpuidV1>, Vec<u64>, u32, u32) =
-            Default::default();
-        if let Some(vcpu) = self.core.vcpus().iter().next() {
-            cpuid = vcpu.cpuid().to_vec();
-            msrs = vcpu.access().msrs().iter().copied().map(u64::from).collect();
-            xsave_bytes = vcpu.access().xsave_bytes() as u32;
-            tsc_khz = vcpu.tsc_khz().unwrap_or(0);
-        }
-        let devices = self.core.devices().facts().iter().map(|known| known.fact.clone()).collect();
-        PlatformV1 { cpuid, tsc_khz, msrs, xsave_bytes, devices, kvm: self.kvm.kind.clone() }
+/// What the guest needs of its host, as its parked vCPUs say.
+pub(crate) fn platform(core: &Core, host: &Host) -> PlatformV1 {
+    let (mut cpuid, mut msrs, mut xsave_bytes, mut tsc_khz): (Vec<CpuidV1>, Vec<u64>, u32, u32) =
+        Default::default();
+    if let Some(vcpu) = core.vcpus().iter().next() {
+        cpuid = vcpu.cpuid().to_vec();
+        msrs = vcpu.access().msrs().iter().copied().map(u64::from).collect();
+        xsave_bytes = vcpu.access().xsave_bytes() as u32;
+        tsc_khz = vcpu.tsc_khz().unwrap_or(0);
     }
+    let devices = core.devices().facts().iter().map(|known| known.fact.clone()).collect();
+    PlatformV1 { cpuid, tsc_khz, msrs, xsave_bytes, devices, kvm: host.kind.clone() }
 }
 
 /// The in-kernel chips, before any vCPU.

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::boot::BootError;
+use crate::host::KvmError;
 use crate::vcpu::VcpuFault;
 use crate::vm::BuildError;
 
@@ -12,14 +13,8 @@ use crate::vm::BuildError;
 #[derive(Debug, Error)]
 pub enum RunError {
     /// `/dev/kvm`.
-    #[error("{remedy}")]
-    NoKvm {
-        /// What is wrong, and how to mend it.
-        remedy: String,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    NoKvm(#[from] KvmError),
     /// The image can't be used.
     #[error("--image {name}")]
     Image {

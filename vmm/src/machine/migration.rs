@@ -1,13 +1,173 @@
-//! temporary
-use tern_migration::Parameters;
-use crate::control::{CommandError, MigrateRequest};
+//! Migrations as the main thread sees them: started in a thread of their own, ended by a notice.
+
+use std::sync::Arc;
+
+use tern_migration::channel::{Listener, Uri, UriError};
+use tern_migration::destination::{self, ReceiveError, Received};
+use tern_migration::source::{self, Outcome, SourceEnd};
+use tern_migration::{Control, LiveParameters, Observer, Parameters, Side, Status};
+
+use crate::control::{CommandError, Event, EventSink, MigrateRequest};
+use crate::run_control::Hold;
+use crate::vm::Vm;
+
 use super::Machine;
-pub(super) struct Receiver;
-pub(super) enum Ended {}
+use super::notice::Notice;
+use super::state::Attempt;
+
+/// Where a destination listens, for one attempt after the other.
+pub(super) struct Receiver {
+    listener: Listener,
+}
+
+/// How a migration ended, with the machine if there still is one.
+pub(super) enum Ended {
+    /// The source's side.
+    Source(SourceEnd<Vm>),
+    /// The destination's side. After a failure its machine may be half filled: it is not used again.
+    Destination(Result<Received<Vm>, Box<ReceiveError<Vm>>>),
+}
+
+/// Tells the control socket's clients.
+struct Teller {
+    sink: EventSink,
+    live: Arc<LiveParameters>,
+}
+
+impl Observer for Teller {
+    fn status(&self, status: Status) {
+        if self.live.get().capabilities.events {
+            self.sink.post(Event::Migration { status: status.name().to_owned() });
+        }
+    }
+
+    fn pass(&self, pass: u32) {
+        if self.live.get().capabilities.events {
+            self.sink.post(Event::MigrationPass { pass: u64::from(pass) });
+        }
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> CommandError {
+    CommandError::failed(error)
+}
+
+fn parse_uri(text: &str) -> Result<Uri, CommandError> {
+    text.parse().map_err(|error: UriError| CommandError::invalid(error.to_string()))
+}
+
 impl Machine {
-    pub(super) fn migrate(&mut self, _: &MigrateRequest) -> Result<(), CommandError> { Err(CommandError::illegal("this build cannot migrate yet")) }
-    pub(super) fn listen(&mut self, _: &str, _: Parameters) -> Result<(), CommandError> { Err(CommandError::illegal("this build cannot migrate yet")) }
-    pub(super) fn await_guest(&mut self) {}
-    pub(super) fn cancel(&mut self) -> Result<(), CommandError> { Err(CommandError::illegal("this build cannot migrate yet")) }
-    pub(super) fn migration_ended(&mut self, ended: Ended) { match ended {} }
+    fn new_attempt(&mut self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
+        let live = Arc::new(LiveParameters::new(parameters));
+        let teller = Teller { sink: self.sink.clone(), live: Arc::clone(&live) };
+        let control = Control::new(side, Box::new(teller)).map_err(|error| failed(&error))?;
+        let attempt = Attempt { control, live, running: true };
+        if let Some(former) = self.attempt.replace(attempt.clone()) {
+            self.former = Some(former.control);
+        }
+        Ok(attempt)
+    }
+
+    /// Starts to move the guest away.
+    pub(super) fn migrate(&mut self, request: &MigrateRequest) -> Result<(), CommandError> {
+        let uri = parse_uri(&request.uri)?;
+        let Some(vm) = self.vm.take() else {
+            return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
+        };
+        let attempt = match self.new_attempt(Side::Source, request.parameters) {
+            Ok(attempt) => attempt,
+            Err(error) => {
+                self.vm = Some(vm);
+                return Err(error);
+            }
+        };
+        let notices = self.notices.clone();
+        self.spawn(move || {
+            let Attempt { control, live, .. } = attempt;
+            let end = source::migrate_to(vm, &uri, &live, &control);
+            notices.post(Notice::Migration(Box::new(Ended::Source(end))));
+        });
+        Ok(())
+    }
+
+    /// Listens for a guest, at once and until one has come.
+    pub(super) fn listen(&mut self, uri: &str, parameters: Parameters) -> Result<(), CommandError> {
+        if let Some(receiver) = &self.receiver {
+            let text = format!("this process already listens at {}", receiver.listener.uri());
+            return Err(CommandError::illegal(text));
+        }
+        let uri = parse_uri(uri)?;
+        let listener = Listener::bind(&uri).map_err(|error| failed(&error))?;
+        tracing::info!(uri = %listener.uri(), "waiting for a guest");
+        self.awaited = parameters;
+        self.receiver = Some(Arc::new(Receiver { listener }));
+        self.await_guest();
+        Ok(())
+    }
+
+    /// Waits for the next peer, if this process listens.
+    pub(super) fn await_guest(&mut self) {
+        let (Some(receiver), true) = (self.receiver.clone(), self.vm.is_some()) else { return };
+        let attempt = match self.new_attempt(Side::Destination, self.awaited) {
+            Ok(attempt) => attempt,
+            Err(error) => return tracing::error!(%error, "no more attempts to receive a guest"),
+        };
+        let Some(vm) = self.vm.take() else { return };
+        let notices = self.notices.clone();
+        self.spawn(move || {
+            let control = attempt.control;
+            let end = destination::receive_from(vm, &receiver.listener, &control);
+            notices.post(Notice::Migration(Box::new(Ended::Destination(end))));
+        });
+    }
+
+    fn spawn(&mut self, work: impl FnOnce() + Send + 'static) {
+        if let Err(error) = std::thread::Builder::new().name("migration".into()).spawn(work) {
+            // The machine went with the closure: there is nothing left to run.
+            self.end(Err(super::RunError::Host { what: "the migration's thread can't be started", source: error }));
+        }
+    }
+
+    /// Cancels the running attempt.
+    pub(super) fn cancel(&mut self) -> Result<(), CommandError> {
+        match self.attempt.as_ref().filter(|attempt| attempt.running) {
+            Some(attempt) if !attempt.control.cancel() => Err(CommandError::illegal(
+                "it is too late to cancel: the guest has been given to the destination",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn not_received(&mut self, failure: ReceiveError<Vm>) {
+        let ReceiveError { vm, committed, error } = failure;
+        self.vm = Some(vm);
+        if committed {
+            tracing::error!(error = error.text(), "the guest has come and could not be started: it is paused");
+            self.core.run().exchange(Hold::Incoming, Hold::User);
+            return self.has_arrived();
+        }
+        tracing::warn!(error = error.text(), "no guest was received; waiting for the next");
+        self.start_anew();
+    }
+
+    /// Takes the machine back.
+    pub(super) fn migration_ended(&mut self, ended: Ended) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.running = false;
+        }
+        match ended {
+            Ended::Source(SourceEnd { vm, outcome }) => {
+                self.vm = Some(vm);
+                self.in_doubt = matches!(outcome, Outcome::InDoubt(_));
+                if let Outcome::Failed(error) | Outcome::InDoubt(error) = &outcome {
+                    tracing::warn!(error = error.text(), "the migration did not complete");
+                }
+            }
+            Ended::Destination(Ok(Received { vm, .. })) => {
+                self.vm = Some(vm);
+                self.has_arrived();
+            }
+            Ended::Destination(Err(failure)) => self.not_received(*failure),
+        }
+    }
 }

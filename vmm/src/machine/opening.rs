@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io;
 
-use kvm_ioctls::Kvm;
 use tern_devices::{BytePort, PortTarget};
 
 use crate::config::{SerialConfig, VmConfig};
 use crate::devices::Plugs;
+use crate::host::{KvmKind, needs, open_kvm};
 use crate::vm::Host;
 
 use super::RunError;
@@ -19,12 +19,10 @@ pub(super) struct Opened {
 }
 
 pub(super) fn host() -> Result<Opened, RunError> {
-    let kvm = Kvm::new().map_err(|error| RunError::NoKvm {
-        remedy: "/dev/kvm can't be opened".to_owned(),
-        source: io::Error::from_raw_os_error(error.errno()),
-    })?;
-    let words = tern_guest_images::CMDLINE_INTERPRETED_RING0.split(' ').map(str::to_owned).collect();
-    Ok(Opened { host: Host { kvm, kind: String::new(), hidden: Vec::new() }, words })
+    let kvm = open_kvm()?;
+    let kind = KvmKind::detect();
+    let needs = needs(kind);
+    Ok(Opened { host: Host { kvm, kind: kind.to_string(), hidden: needs.hidden }, words: needs.kernel_words })
 }
 
 /// The plugs of the machine that `config` describes.
