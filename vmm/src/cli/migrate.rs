@@ -229,6 +229,9 @@ fn conclude(ended: &Value, uri: &str) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
     use clap::Parser;
 
     use super::*;
@@ -269,6 +272,48 @@ mod tests {
             let text = parse(line).unwrap_err();
             assert!(expected.iter().all(|part| text.contains(part)), "{line}: {text}");
         }
+    }
+
+    /// A control socket that answers in this order, whatever it is asked.
+    fn answers(lines: Vec<Value>) -> (tempfile::TempDir, std::path::PathBuf, thread::JoinHandle<usize>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c");
+        let listener = UnixListener::bind(&path).unwrap();
+        let thread = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            writeln!(stream, "{}", json!({"QMP": {}})).unwrap();
+            let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+            let mut count = 0;
+            for line in lines {
+                if asked.next().is_none() {
+                    break;
+                }
+                writeln!(stream, "{line}").unwrap();
+                count += 1;
+            }
+            count
+        });
+        (folder, path, thread)
+    }
+
+    #[test]
+    fn a_migration_is_watched_to_its_end() {
+        let state = |status: &str| json!({"return": {"status": status, "error-desc": "port in use"}});
+        let lines = vec![json!({"return": {}}), state("setup"), state("active"), state("failed")];
+        let (_folder, path, server) = answers(lines);
+        let mut client = Client::connect(&path).unwrap();
+        let ended = watch(&mut client, false).unwrap();
+        assert_eq!(conclude(&ended, "unix:/m").unwrap_err().exit, Exit::MigrationFailed);
+        assert_eq!(server.join().unwrap(), 4);
+    }
+
+    #[test]
+    fn a_process_that_ends_meanwhile_is_an_error() {
+        let (_folder, path, server) = answers(vec![json!({"return": {}})]);
+        let mut client = Client::connect(&path).unwrap();
+        let failure = watch(&mut client, false).unwrap_err();
+        assert!(failure.text.contains("has the process ended?"), "{failure:?}");
+        server.join().unwrap();
     }
 
     #[test]

@@ -5,8 +5,6 @@ use std::io::{self, IsTerminal};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use crate::config::ByteSize;
-
 /// A progress bar, or nothing.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
@@ -17,7 +15,7 @@ impl Progress {
     pub(super) fn new(wanted: bool) -> Self {
         let bar = (wanted && io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            match ProgressStyle::with_template("{prefix:<10} [{bar:24}] {msg}") {
+            match ProgressStyle::with_template("{prefix:<9} [{bar:12}] {wide_msg}") {
                 Ok(style) => bar.with_style(style.progress_chars("=> ")),
                 Err(_) => bar,
             }
@@ -47,26 +45,38 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
-/// `round 3, 512 MiB left, 1.20 GiB/s, dirtied 24 MiB/s, downtime about 40 ms`.
+/// `round 3  512 MiB left  1.2 GiB/s  dirty 24 MiB/s  downtime ~40 ms`: with the bar, 80 columns hold it.
 fn message(state: &Value) -> String {
     let ram = &state["ram"];
     if !ram.is_object() {
         return String::new();
     }
-    // Megabits, as QMP has it.
-    let rate = ram["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0;
+    // Megabits, as QMP has it. Rates are far below 2^53: a float is exact enough for people.
+    let rate = (ram["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0) as u64;
     let dirtied = number(&ram["dirty-pages-rate"]).saturating_mul(number(&ram["page-size"]));
-    let mut text =
-        format!("round {}, {} left", number(&ram["dirty-sync-count"]), ByteSize(number(&ram["remaining"])));
-    if rate >= 1.0 {
-        // Rates are far below 2^53, where a float is exact enough for people.
-        text.push_str(&format!(", {}/s", ByteSize(rate as u64)));
+    let mut parts = vec![
+        format!("round {}", number(&ram["dirty-sync-count"])),
+        format!("{} left", short(number(&ram["remaining"]))),
+        format!("{}/s", short(rate)),
+        format!("dirty {}/s", short(dirtied)),
+    ];
+    parts.extend(state["expected-downtime"].as_u64().map(|downtime| format!("downtime ~{downtime} ms")));
+    parts.join("  ")
+}
+
+/// Three digits at most and a unit: the figures change ten times a second.
+fn short(bytes: u64) -> String {
+    let mut amount = bytes as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for larger in units {
+        if amount < 1000.0 {
+            break;
+        }
+        amount /= 1024.0;
+        unit = larger;
     }
-    text.push_str(&format!(", dirtied {}/s", ByteSize(dirtied)));
-    if let Some(downtime) = state["expected-downtime"].as_u64() {
-        text.push_str(&format!(", downtime about {downtime} ms"));
-    }
-    text
+    if amount < 10.0 && unit != "B" { format!("{amount:.1} {unit}") } else { format!("{amount:.0} {unit}") }
 }
 
 #[cfg(test)]
@@ -78,15 +88,13 @@ mod tests {
     #[test]
     fn the_message_has_rate_dirty_rate_round_and_downtime() {
         let ram = json!({
-            "total": 1 << 30, "remaining": 512 << 20, "mbps": 8388.608, "dirty-pages-rate": 256, "page-size": 4096,
+            "total": 1 << 30, "remaining": 512 << 20, "mbps": 8589.934592, "dirty-pages-rate": 256, "page-size": 4096,
             "dirty-sync-count": 3,
         });
         let state = json!({"status": "active", "expected-downtime": 40, "ram": ram});
-        assert_eq!(
-            message(&state),
-            "round 3, 512 MiB left, 1000 MiB/s, dirtied 1 MiB/s, downtime about 40 ms"
-        );
+        assert_eq!(message(&state), "round 3  512 MiB left  1.0 GiB/s  dirty 1.0 MiB/s  downtime ~40 ms");
         assert_eq!(message(&json!({"status": "setup"})), "");
+        assert_eq!([short(0), short(999), short(u64::MAX)], ["0 B", "999 B", "16777216 TiB"]);
     }
 
     #[test]

@@ -79,8 +79,8 @@ pub struct KvmFacts {
     pub tsc_khz: Option<u32>,
     /// A guest can keep another host's TSC frequency.
     pub tsc_scaling: bool,
-    /// `KVM_VCPU_TSC_OFFSET` and the machine-wide frequency.
-    pub tsc_control: bool,
+    /// The frequency can be set for a whole machine, before it has vCPUs.
+    pub vm_tsc_frequency: bool,
     /// Bits of `KVM_CAP_ADJUST_CLOCK`.
     pub adjust_clock_flags: i32,
     /// `KVM_GET_SREGS2`.
@@ -131,7 +131,7 @@ impl KvmFacts {
             dirty_log,
             tsc_khz: vcpu.and_then(|vcpu| vcpu.get_tsc_khz()).ok(),
             tsc_scaling: cap(KVM_CAP_TSC_CONTROL) > 0,
-            tsc_control: cap(KVM_CAP_VM_TSC_CONTROL) > 0,
+            vm_tsc_frequency: cap(KVM_CAP_VM_TSC_CONTROL) > 0,
             adjust_clock_flags: cap(KVM_CAP_ADJUST_CLOCK),
             sregs2: cap(KVM_CAP_SREGS2) > 0,
             xsave2_bytes: cap(KVM_CAP_XSAVE2),
