@@ -1,11 +1,12 @@
 //! Frames over a connection: each has its number, its round and a checksum, and is checked against all
 //! three and against its limits before anything looks at what it holds.
 
+mod farewell;
 mod frame;
 mod handshake;
 mod message;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tern_schema::{Record, Writer, decode_record};
 
@@ -25,8 +26,6 @@ use crate::stats::Side;
 
 /// State is read in pieces of this size: a length alone makes nobody allocate.
 const PIECE_BYTES: usize = 1 << 20;
-/// How long a side that gives up tries to say so, and then waits for the peer to have heard it.
-const FAREWELL: Duration = Duration::from_millis(500);
 /// Buffers that are used while the guest is stopped have this size from the start.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -287,60 +286,6 @@ impl<'a> Wire<'a> {
             Ok(Woken::TimedOut) => Ok(()),
             Ok(_) => Err(MigrationError::Cancelled),
             Err(source) => Err(LinkError::Io { state: "waiting", source }.into()),
-        }
-    }
-
-    /// If `error` is the connection's, and the peer has left a word on why it closed it, then that.
-    pub(crate) fn last_words(&mut self, error: MigrationError) -> MigrationError {
-        if !matches!(error, MigrationError::Link(_)) || self.cut_receiving {
-            return error;
-        }
-        (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
-        match self.receive("looking for a reason") {
-            Ok(header) if matches!(header.frame, FrameType::Failed | FrameType::Refused) => {
-                self.unexpected(&header, "looking for a reason", "")
-            }
-            _ => error,
-        }
-    }
-
-    /// Tells the peer that this side gives up and why, and waits briefly until it has heard: closing with
-    /// bytes unread would make TCP throw away the message.
-    pub(crate) fn farewell(&mut self, error: &MigrationError) {
-        let peer_is_gone = matches!(error, MigrationError::Link(_) | MigrationError::Peer { .. });
-        if self.introduced && !peer_is_gone && !self.cut_sending {
-            (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
-            let said = match error {
-                MigrationError::Refused { code, text } if self.side == Side::Destination => {
-                    let refused = Refused { code: code.clone(), text: text.clone() };
-                    self.send(FrameType::Refused, &refused, "refusing")
-                }
-                _ => {
-                    let failed = Failed { code: error.code().to_owned(), text: error.text() };
-                    self.send(FrameType::Failed, &failed, "giving up")
-                }
-            };
-            self.socket.finish();
-            if said.is_ok() {
-                self.drain();
-            }
-        }
-    }
-
-    fn drain(&mut self) {
-        let deadline = Instant::now() + self.timeout;
-        let mut rest = vec![0; 64 << 10];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.socket.receive(&[InSpan::buffer(&mut rest)]) {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !left.is_zero() => {
-                    if self.socket.wait(Direction::Receive, None, left).is_err() {
-                        return;
-                    }
-                }
-                Ok(1..) if !left.is_zero() => {}
-                _ => return,
-            }
         }
     }
 

@@ -1,0 +1,130 @@
+//! The two traits for the fake.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use tern_schema::StateSet;
+
+use super::{Call, FakeV1, FakeVm};
+use crate::dirty::DirtyBitmap;
+use crate::vm::{DestinationVm, GuestRam, SourceVm, VmError, VmFacts};
+
+impl SourceVm for FakeVm {
+    fn facts(&self) -> VmFacts {
+        self.own_facts()
+    }
+
+    fn ram(&self) -> &GuestRam {
+        &self.shared.ram
+    }
+
+    fn dirty_log_start(&mut self) -> Result<(), VmError> {
+        self.call(Call::DirtyLogStart)?;
+        self.shared.log.start();
+        Ok(())
+    }
+
+    fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError> {
+        self.call(Call::DirtyLogFetch)?;
+        self.shared.log.fetch(dirty);
+        self.shared.guest_writes(self.options.writes_per_call);
+        Ok(())
+    }
+
+    fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError> {
+        self.call(Call::DirtyLogClear)?;
+        let last = self.shared.region_pages.get(region).copied().unwrap_or(0);
+        if !pages.start.is_multiple_of(64)
+            || (!pages.end.is_multiple_of(64) && pages.end != last)
+            || pages.end > last
+        {
+            return Err(VmError::plain(format!("clear of {pages:?} of {last} pages is not aligned")));
+        }
+        self.shared.log.clear(region, pages);
+        self.shared.guest_writes(self.options.writes_per_call);
+        Ok(())
+    }
+
+    fn dirty_log_stop(&mut self) -> Result<(), VmError> {
+        self.call(Call::DirtyLogStop)?;
+        self.shared.log.stop();
+        Ok(())
+    }
+
+    fn resident(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), VmError> {
+        self.call(Call::Resident)?;
+        for page in pages.filter(|page| self.shared.touched.get(region, *page)) {
+            match out.last_mut() {
+                Some(last) if last.end == page => last.end += 1,
+                _ => out.push(page..page + 1),
+            }
+        }
+        self.shared.guest_writes(self.options.writes_per_call);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<bool, VmError> {
+        self.call(Call::Stop)?;
+        self.run(false);
+        Ok(!self.paused)
+    }
+
+    fn save(&mut self, state: &mut StateSet) -> Result<(), VmError> {
+        self.call(Call::Save)?;
+        // Saving writes guest memory, as a clock page is written by the host.
+        self.shared.put(0, 1, 64, b"written by saving");
+        let touched = self.shared.touched.words();
+        let (writes, checksum) = (self.writes(), self.shared.checksum(&touched));
+        state.put(0, &FakeV1 { writes, checksum, touched });
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), VmError> {
+        self.call(Call::Resume)?;
+        if self.given_up {
+            return Err(VmError::plain("the guest was given up"));
+        }
+        self.run(!self.paused);
+        Ok(())
+    }
+
+    fn give_up(&mut self) {
+        self.given_up = true;
+    }
+}
+
+impl DestinationVm for FakeVm {
+    fn facts(&self) -> VmFacts {
+        self.own_facts()
+    }
+
+    fn check(&self, _source: &VmFacts) -> Result<(), VmError> {
+        self.call(Call::Check)
+    }
+
+    fn ram(&self) -> &GuestRam {
+        &self.shared.ram
+    }
+
+    fn load(&mut self, mut state: StateSet) -> Result<(), VmError> {
+        self.call(Call::Load)?;
+        let failed = |error| VmError::new("state", error);
+        let FakeV1 { writes, checksum, touched } = state.take(0).map_err(failed)?;
+        state.finish().map_err(failed)?;
+        let found = self.shared.checksum(&touched);
+        if found != checksum {
+            return Err(VmError::plain(format!(
+                "memory has checksum {found:#x}, the source's had {checksum:#x}"
+            )));
+        }
+        self.shared.writes.store(writes, Ordering::SeqCst);
+        self.shared.touched.load(&touched);
+        Ok(())
+    }
+
+    fn start(&mut self, running: bool) -> Result<(), VmError> {
+        self.call(Call::Start)?;
+        self.set_running(running);
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! The end of a connection that failed: saying why, and finding out what the peer said.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use super::{Failed, FrameType, Refused, Wire};
+use crate::channel::Direction;
+use crate::channel::span::InSpan;
+use crate::error::MigrationError;
+use crate::stats::Side;
+
+/// How long a side that gives up tries to say so, and then waits for the peer to have heard it.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+impl Wire<'_> {
+    /// If `error` is the connection's, and the peer has left a word on why it closed it, then that.
+    pub(crate) fn last_words(&mut self, error: MigrationError) -> MigrationError {
+        if !matches!(error, MigrationError::Link(_)) || self.cut_receiving {
+            return error;
+        }
+        (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
+        match self.receive("looking for a reason") {
+            Ok(header) if matches!(header.frame, FrameType::Failed | FrameType::Refused) => {
+                self.unexpected(&header, "looking for a reason", "")
+            }
+            _ => error,
+        }
+    }
+
+    /// Tells the peer that this side gives up and why, and waits briefly until it has heard: closing with
+    /// bytes unread would make TCP throw away the message.
+    pub(crate) fn farewell(&mut self, error: &MigrationError) {
+        let peer_is_gone = matches!(error, MigrationError::Link(_) | MigrationError::Peer { .. });
+        if self.introduced && !peer_is_gone && !self.cut_sending {
+            (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
+            let said = match error {
+                MigrationError::Refused { code, text } if self.side == Side::Destination => {
+                    let refused = Refused { code: code.clone(), text: text.clone() };
+                    self.send(FrameType::Refused, &refused, "refusing")
+                }
+                _ => {
+                    let failed = Failed { code: error.code().to_owned(), text: error.text() };
+                    self.send(FrameType::Failed, &failed, "giving up")
+                }
+            };
+            self.socket.finish();
+            if said.is_ok() {
+                self.drain();
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let deadline = Instant::now() + self.timeout;
+        let mut rest = vec![0; 64 << 10];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.socket.receive(&[InSpan::buffer(&mut rest)]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !left.is_zero() => {
+                    if self.socket.wait(Direction::Receive, None, left).is_err() {
+                        return;
+                    }
+                }
+                Ok(1..) if !left.is_zero() => {}
+                _ => return,
+            }
+        }
+    }
+}
