@@ -36,8 +36,13 @@ pub(super) fn run(args: &ControlArgs) -> Result<Exit, Failure> {
     });
     let copied = from_guest(&mut guest, io::stdout().lock());
     drop(raw);
-    copied.map_err(|error| Failure::text(Exit::Failure, format!("the console broke: {error}")))?;
-    Ok(Exit::Success)
+    match copied {
+        // A reader that has seen enough (`tern console | head`) is no error.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::text(Exit::Failure, format!("the console broke: {error}")))
+        }
+        _ => Ok(Exit::Success),
+    }
 }
 
 fn serial_socket(list: &Value) -> Result<PathBuf, Failure> {
