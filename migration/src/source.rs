@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Each phase is a plain struct that the next one is made of, so no step can be taken twice or out of
-//! order. The machine itself stays in [`Attempt`], which knows what has to be undone.
+//! order. The machine itself stays in `Attempt`, which knows what has to be undone.
 
 mod agree;
 mod commit;
