@@ -22,7 +22,7 @@ pub mod proxy;
 pub mod pulse;
 pub mod qmp;
 pub mod serial;
-mod spawn;
+pub mod spawn;
 pub mod tern;
 
 pub use agent::Agent;

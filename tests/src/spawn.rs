@@ -14,7 +14,7 @@ type Order = (Command, Sender<io::Result<Child>>);
 
 /// Starts `command`. `PR_SET_PDEATHSIG` fires when the *thread* that forked ends, so one thread that never
 /// ends starts all processes; a guest may then be shared by tests, or made in a thread of its own.
-pub(crate) fn spawn(command: Command) -> io::Result<Child> {
+pub fn spawn(command: Command) -> io::Result<Child> {
     static STARTER: OnceLock<Sender<Order>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (orders, inbox) = channel::<Order>();

@@ -1,0 +1,226 @@
+//! Migrations of pulse between two processes of the same VMM on this host, tern's and QEMU's in turns.
+//!
+//! | figure | how |
+//! |---|---|
+//! | total | from just before `migrate` is sent until the source's event `MIGRATION completed` (its own time stamp) |
+//! | guest runs | the same until the destination's event `RESUME` |
+//! | downtime | what the source reports: tern from the order to stop until the answer that the guest runs, QEMU from the stop until its own end |
+//! | gap at the switch | pulse's `gap_us` of the two heartbeats around the switch, found in the serial output of both processes |
+//! | worst gap | the same for all heartbeats from `migrate` on |
+//! | control | the same in the second before `migrate` |
+//! | sent, passes | `ram.transferred` and `ram.dirty-sync-count` of `query-migrate` |
+//! | CPU | CPU time of the whole process (vCPU included) from `migrate` until both sides are done |
+//!
+//! Both have QMP's default parameters but `max-bandwidth`, which is the same for both.
+
+use std::io;
+use std::net::TcpListener;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use tern_tests::Qmp;
+use tern_tests::limit::wait_for;
+
+use crate::accounting::{self, cpu_seconds};
+use crate::contender::{Machine, Process, Vmm};
+use crate::plan::{Plan, Transport};
+use crate::pulse_lines::{Record, Seen, is_ready};
+use crate::table::{Aim, Figure, Group};
+
+/// How long the guest is watched before it is moved: the noise floor.
+const CONTROL: Duration = Duration::from_secs(1);
+/// Heartbeats of the destination that are waited for.
+const BEATS_AFTER: usize = 4;
+/// What both processes of both VMMs touch, and some more.
+const WARM_BYTES: usize = 3 << 30;
+
+/// A guest and how it is moved.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// For the command line and JSON.
+    pub name: &'static str,
+    /// For people.
+    pub setting: &'static str,
+    /// pulse's.
+    pub cmdline: &'static str,
+    /// Limit of both, bytes a second; 0: none.
+    pub max_bandwidth: u64,
+    /// tern's total time as a part of QEMU's.
+    pub total_aim: Option<Aim>,
+    /// Is it a scenario of few runs, because a run takes long?
+    pub slow: bool,
+}
+
+/// What is measured.
+pub const SCENARIOS: [Scenario; 4] = [
+    Scenario {
+        name: "idle",
+        setting: "1 GiB, asleep, never written; no bandwidth limit",
+        cmdline: "ws=0 nap=10",
+        max_bandwidth: 0,
+        total_aim: Some(Aim::PartOfQemu(0.2)),
+        slow: false,
+    },
+    Scenario {
+        name: "rewriting",
+        setting: "1 GiB, 84 MiB of it rewritten as fast as the guest can; no bandwidth limit",
+        cmdline: "ws=84M rate=max",
+        max_bandwidth: 0,
+        total_aim: Some(Aim::PartOfQemu(0.5)),
+        slow: false,
+    },
+    Scenario {
+        name: "capped",
+        setting: "1 GiB, 84 MiB of it rewritten at 5000 pages/s; 100 MiB/s",
+        cmdline: "ws=84M rate=5000 nap=10",
+        max_bandwidth: 100 << 20,
+        total_aim: None,
+        slow: false,
+    },
+    Scenario {
+        name: "throughput",
+        setting: "1 GiB, 256 MiB of it written once and then left alone; no bandwidth limit",
+        cmdline: "ws=256M rate=1 content=random nap=10",
+        max_bandwidth: 0,
+        total_aim: None,
+        slow: true,
+    },
+];
+
+/// One migration, in the units of the table.
+#[derive(Debug, Clone, Copy)]
+struct Moved {
+    total_ms: f64,
+    until_running_ms: f64,
+    downtime_ms: f64,
+    seen: Seen,
+    control_gap_us: u64,
+    sent_mib: f64,
+    passes: f64,
+    source_cpu_s: f64,
+    destination_cpu_s: f64,
+}
+
+/// Runs one scenario.
+pub fn measure(plan: &Plan, scenario: &Scenario) -> io::Result<Group> {
+    accounting::warm(WARM_BYTES)?;
+    let runs = if scenario.slow { plan.slow_runs } else { plan.runs };
+    let figures = plan.in_turns(&format!("migration, {}", scenario.name), runs, |vmm| {
+        let moved = migrate(plan, scenario, vmm)?;
+        Ok([
+            moved.total_ms,
+            moved.until_running_ms,
+            moved.downtime_ms,
+            moved.seen.switch_gap_us as f64 / 1e3,
+            moved.seen.worst_gap_us as f64 / 1e3,
+            moved.control_gap_us as f64 / 1e3,
+            moved.sent_mib,
+            moved.passes,
+            moved.sent_mib / moved.total_ms * 1e3,
+            moved.source_cpu_s,
+            moved.destination_cpu_s,
+        ])
+    })?;
+    let [total, running, downtime, at_switch, worst, control, sent, passes, rate, source, destination] =
+        figures;
+    Ok(Group {
+        name: scenario.name,
+        setting: format!("migration of pulse, {}, over {:?}", scenario.setting, plan.transport),
+        figures: vec![
+            Figure::new("total", "ms", total, scenario.total_aim),
+            Figure::new("until the guest runs there", "ms", running, None),
+            Figure::new("downtime as reported", "ms", downtime, None),
+            Figure::new("guest's gap at the switch", "ms", at_switch, Some(Aim::PartOfQemu(1.0))),
+            Figure::new("guest's worst gap in all", "ms", worst, None),
+            Figure::new("control: worst gap before", "ms", control, None),
+            Figure::new("sent", "MiB", sent, None),
+            Figure::new("passes", "", passes, None),
+            Figure::new("sent per total time", "MiB/s", rate, None),
+            Figure::new("CPU of the source", "s", source, None),
+            Figure::new("CPU of the destination", "s", destination, None),
+        ],
+    })
+}
+
+fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm) -> io::Result<Moved> {
+    let machine = Machine::pulse(&plan.pulse, scenario.cmdline);
+    let destination = machine.await_guest(vmm, &plan.programs)?;
+    let source = machine.boot(vmm, &plan.programs)?;
+    let uri = listen(&destination, plan.transport)?;
+    wait_for("pulse to have filled its memory", || is_ready(&source.serial()).then_some(()));
+    let control_from = source.serial().len();
+    sleep(CONTROL);
+
+    let (mut here, mut there) = (source.qmp(), destination.qmp());
+    let command = prepare(&mut here, vmm, &uri, scenario.max_bandwidth);
+    let cpu_before = [cpu_seconds(source.pid())?, cpu_seconds(destination.pid())?];
+    let printed_before = source.serial().len();
+    let begin = SystemTime::now();
+    here.execute("migrate", command);
+    let completed = when(&here.wait_event_where("MIGRATION completed", |event| {
+        let status = event["data"]["status"].as_str().unwrap_or_default();
+        assert!(!["failed", "cancelled"].contains(&status), "{vmm:?}: the migration is {status}");
+        event["event"] == "MIGRATION" && status == "completed"
+    }));
+    let running = when(&there.wait_event("RESUME"));
+    let cpu_after = [cpu_seconds(source.pid())?, cpu_seconds(destination.pid())?];
+    let report = here.execute("query-migrate", json!({}));
+
+    let record = wait_for("the guest at the destination", || {
+        let record = Record::new(&source.serial(), &destination.serial());
+        (record.beats_after() >= BEATS_AFTER).then_some(record)
+    });
+    let seen =
+        record.across_switch(printed_before).map_err(|what| io::Error::other(format!("{vmm:?}: {what}")))?;
+    let since_ms = |moment: Duration| {
+        let begin = begin.duration_since(UNIX_EPOCH).unwrap_or_default();
+        (moment.as_secs_f64() - begin.as_secs_f64()) * 1e3
+    };
+    Ok(Moved {
+        total_ms: since_ms(completed),
+        until_running_ms: since_ms(running),
+        downtime_ms: downtime_ms(&report),
+        seen,
+        control_gap_us: record.worst_gap_us(control_from..printed_before).unwrap_or(0),
+        sent_mib: report["ram"]["transferred"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
+        passes: report["ram"]["dirty-sync-count"].as_f64().unwrap_or(0.0),
+        source_cpu_s: cpu_after[0] - cpu_before[0],
+        destination_cpu_s: cpu_after[1] - cpu_before[1],
+    })
+}
+
+/// Where the destination listens. A TCP port is free when it is looked for, which will do for a bench.
+fn listen(destination: &Process, transport: Transport) -> io::Result<String> {
+    let uri = match transport {
+        Transport::Unix => format!("unix:{}", destination.socket().display()),
+        Transport::Tcp => format!("tcp:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?),
+    };
+    destination.listen(&uri);
+    Ok(uri)
+}
+
+/// Sets the parameters, and returns the arguments of `migrate`.
+fn prepare(source: &mut Qmp, vmm: Vmm, uri: &str, max_bandwidth: u64) -> Value {
+    match vmm {
+        Vmm::Tern => json!({ "uri": uri, "parameters": { "max-bandwidth": max_bandwidth } }),
+        Vmm::Qemu => {
+            let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+            source.execute("migrate-set-capabilities", events);
+            source.execute("migrate-set-parameters", json!({ "max-bandwidth": max_bandwidth }));
+            json!({ "uri": uri })
+        }
+    }
+}
+
+/// The time stamp of an event, since the epoch.
+fn when(event: &Value) -> Duration {
+    let part = |name: &str| event["timestamp"][name].as_u64().unwrap_or(0);
+    Duration::from_secs(part("seconds")) + Duration::from_micros(part("microseconds"))
+}
+
+/// tern's report has microseconds; QEMU has whole milliseconds only.
+fn downtime_ms(report: &Value) -> f64 {
+    let exact = report["report"]["downtime"]["total_us"].as_f64().map(|us| us / 1e3);
+    exact.or(report["downtime"].as_f64()).unwrap_or(f64::NAN)
+}
