@@ -1,8 +1,9 @@
 //! KVM's dirty log: manual protect where the host has it, the plain log elsewhere.
 //!
 //! With manual protect, GET only reads, and CLEAR re-protects a chunk just before its pages are sent: no
-//! long hold of KVM's lock, and no page is reported twice for one write. With the plain log, GET reads and
-//! re-protects everything at once.
+//! long hold of KVM's lock, and no page is reported twice for one write. CLEAR is told exactly the pages that
+//! a GET has reported: a page that was written since would lose its bit without ever having been reported.
+//! With the plain log, GET reads and re-protects everything at once.
 
 use std::io;
 use std::ops::Range;
@@ -43,11 +44,9 @@ pub struct DirtyLog {
     slots: Vec<Slot>,
     running: bool,
     words: Vec<u64>,
-    all_set: Vec<u64>,
+    /// For each slot, the pages that were reported and not yet cleared.
+    reported: Vec<Vec<u64>>,
 }
-
-/// Most pages in one CLEAR: one chunk of the page stream is never longer.
-const CLEAR_MAX_PAGES: usize = 1 << 18;
 
 impl DirtyLog {
     /// Turns manual protect on where the host has it. Before the first memory slot logs.
@@ -63,9 +62,8 @@ impl DirtyLog {
             DirtyLogMode::Plain
         };
         let longest = slots.iter().map(|slot| pages(slot).div_ceil(64)).max().unwrap_or(0);
-        let clear_words = (longest as usize).min(CLEAR_MAX_PAGES / 64);
-        let words = vec![0; longest as usize];
-        Ok(Self { mode, slots, running: false, words, all_set: vec![u64::MAX; clear_words] })
+        let reported = slots.iter().map(|slot| vec![0; pages(slot).div_ceil(64) as usize]).collect();
+        Ok(Self { mode, slots, running: false, words: vec![0; longest as usize], reported })
     }
 
     /// How this host reports dirty pages.
@@ -76,6 +74,7 @@ impl DirtyLog {
     /// Starts logging in all slots.
     pub fn start(&mut self, vm: &VmFd) -> io::Result<()> {
         self.running = true;
+        self.reported.iter_mut().for_each(|words| words.fill(0));
         self.set_flags(vm, KVM_MEM_LOG_DIRTY_PAGES)
     }
 
@@ -96,26 +95,29 @@ impl DirtyLog {
 
     /// Adds the pages that the guest wrote to `dirty`.
     pub fn fetch(&mut self, vm: &VmFd, dirty: &mut DirtyBitmap) -> io::Result<()> {
-        for (index, slot) in self.slots.iter().enumerate() {
+        for (index, (slot, reported)) in self.slots.iter().zip(&mut self.reported).enumerate() {
             let pages = pages(slot);
             let words = self.words.get_mut(..pages.div_ceil(64) as usize).unwrap_or_default();
             get_dirty_log(vm, index as u32, pages, words)?;
             dirty.add_words(index, words);
+            reported.iter_mut().zip(words).for_each(|(all, word)| *all |= *word);
         }
         Ok(())
     }
 
-    /// Re-protects `range` (64-page aligned, or up to the slot's end) of a slot, on hosts with manual protect.
+    /// Re-protects those pages of `range` (64-page aligned, or up to the slot's end) of a slot that were
+    /// reported, on hosts with manual protect.
     pub fn clear(&mut self, vm: &VmFd, slot: usize, range: Range<u64>) -> io::Result<()> {
         if self.mode == DirtyLogMode::Plain {
             return Ok(());
         }
-        let mut first = range.start;
-        while first < range.end {
-            let count = (range.end - first).min(self.all_set.len() as u64 * 64);
-            clear_dirty_log(vm, slot as u32, first, count as u32, &self.all_set)?;
-            first += count;
-        }
+        let words = range.start as usize / 64..range.end.div_ceil(64) as usize;
+        let Some(words) = self.reported.get_mut(slot).and_then(|reported| reported.get_mut(words)) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let pages = u32::try_from(range.end - range.start).map_err(io::Error::other)?;
+        clear_dirty_log(vm, slot as u32, range.start, pages, words)?;
+        words.fill(0);
         Ok(())
     }
 }
