@@ -37,7 +37,10 @@ pub enum PortTarget {
     /// Output vanishes, there is no input.
     Null,
     /// Standard input and output. Terminal modes are the caller's business.
-    Stdio,
+    Stdio {
+        /// Ctrl-] in the input asks this process to end (SIGTERM), as no signal key does in raw mode.
+        escape: bool,
+    },
     /// Output is written at the file's position; there is no input.
     File(File),
     /// One client at a time; a new one takes over from the old.
@@ -149,6 +152,11 @@ impl BytePort {
             buffers = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         true
+    }
+
+    /// Is there someone to read the output? Of a unix socket: a client.
+    pub fn has_reader(&self) -> bool {
+        !lock(&self.shared.buffers).unplugged
     }
 
     /// Bytes of output that nobody fetched in time.

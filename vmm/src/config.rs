@@ -47,6 +47,8 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Where the serial port goes.
     pub serial: SerialConfig,
+    /// Where the virtio console goes.
+    pub console: SerialConfig,
     /// Path of the control socket.
     pub control: Option<PathBuf>,
     /// Wait for a guest instead of booting one.
@@ -173,6 +175,9 @@ pub enum ConfigError {
         /// What was given.
         given: String,
     },
+    /// One terminal for two ports.
+    #[error("--serial stdio and --console stdio: there is one terminal; give one of them file:PATH, unix:PATH or null")]
+    TerminalTwice,
     /// The same TAP twice.
     #[error("--net tap={tap} is given twice: each interface needs a TAP of its own")]
     TapTwice {
@@ -193,6 +198,7 @@ impl VmConfig {
             disks: Vec::new(),
             nets: Vec::new(),
             serial: SerialConfig::default(),
+            console: SerialConfig::Null,
             control: None,
             incoming: None,
             cpu: CpuModel::default(),
@@ -215,6 +221,9 @@ impl VmConfig {
         }
         self.check_memory()?;
         self.check_devices()?;
+        if self.serial == SerialConfig::Stdio && self.console == SerialConfig::Stdio {
+            return Err(ConfigError::TerminalTwice);
+        }
         match &self.incoming {
             None if self.boot.is_none() => Err(ConfigError::NoKernel),
             Some(Incoming::Defer) if self.control.is_none() => Err(ConfigError::DeferWithoutControl),

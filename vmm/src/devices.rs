@@ -87,17 +87,27 @@ pub enum DeviceError {
     },
 }
 
-/// Opens a disk for one machine. Errors name the flag.
-fn open_disk(disk: &DiskConfig) -> Result<Blk, DeviceError> {
-    let error = |source| DeviceError::Disk { path: disk.path.clone(), source };
-    let file = File::options().read(true).write(!disk.readonly).open(&disk.path).map_err(error)?;
-    let id = disk.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Blk::new(file, BlkConfig { read_only: disk.readonly, id }).map_err(error)
+/// Opens the disks and interfaces of `config`. Errors name the flag.
+fn open_backends(config: &VmConfig) -> Result<(Vec<File>, Vec<File>), DeviceError> {
+    let open_disk = |disk: &DiskConfig| {
+        let opened = File::options().read(true).write(!disk.readonly).open(&disk.path);
+        opened.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })
+    };
+    let disks = config.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+    let taps = config.nets.iter().map(|net| open_tap(&net.tap)).collect::<Result<_, _>>()?;
+    Ok((disks, taps))
 }
 
-fn open_net(net: &config::NetConfig) -> Result<Net, DeviceError> {
-    let tap = open_tap(&net.tap)?;
-    let made = Net::new(tap, NetConfig { mac: net.mac.0 });
+/// A disk of one machine, on the file that is open already.
+fn disk_device(file: &File, disk: &DiskConfig) -> Result<Blk, DeviceError> {
+    let id = disk.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let made = file.try_clone().and_then(|file| Blk::new(file, BlkConfig { read_only: disk.readonly, id }));
+    made.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })
+}
+
+/// An interface of one machine, on the TAP that is open already.
+fn net_device(tap: &File, net: &config::NetConfig) -> Result<Net, DeviceError> {
+    let made = tap.try_clone().and_then(|tap| Net::new(tap, NetConfig { mac: net.mac.0 }));
     made.map_err(|source| DeviceError::Tap { name: net.tap.clone(), source })
 }
 
@@ -108,6 +118,10 @@ pub struct Plugs {
     pub serial: Arc<BytePort>,
     /// The virtio console's.
     pub console: Arc<BytePort>,
+    /// The disks' files.
+    disks: Vec<File>,
+    /// The interfaces' TAPs, which can be open only once.
+    taps: Vec<File>,
     /// Written when the guest pulls its reset line.
     pub reset: Arc<EventFd>,
     /// Written when the guest switches itself off.
@@ -120,12 +134,12 @@ pub struct Plugs {
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Plugs {
-    /// Two ports and two fresh lines. Errors: no more file descriptors.
-    pub fn new(serial: Arc<BytePort>, console: Arc<BytePort>) -> io::Result<Self> {
-        let reset = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let power_off = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    /// Opens the disks and interfaces of `config`, and makes two fresh lines.
+    pub fn new(config: &VmConfig, serial: Arc<BytePort>, console: Arc<BytePort>) -> Result<Self, DeviceError> {
+        let (disks, taps) = open_backends(config)?;
+        let (reset, power_off) = (Arc::new(eventfd("i8042")?), Arc::new(eventfd("acpi-pm")?));
         let lines = Lines::new(Arc::clone(&reset), Arc::clone(&power_off));
-        Ok(Self { serial, console, reset, power_off, lines })
+        Ok(Self { serial, console, disks, taps, reset, power_off, lines })
     }
 
     /// Forgets what the guest of the machine before did to its lines.
@@ -301,17 +315,21 @@ impl Builder<'_> {
                 self.virtio("virtio-console", Console::new(Arc::clone(&plugs.console)), 0, slot)?;
             }
             VirtioDevice::Disk(index) => {
-                let Some(disk) = config.disks.get(index) else { return Ok(()) };
-                let blk = open_disk(disk)?;
+                let (Some(disk), Some(file)) = (config.disks.get(index), plugs.disks.get(index)) else {
+                    return Ok(());
+                };
+                let blk = disk_device(file, disk)?;
                 let access = if disk.readonly { "read-only" } else { "writable" };
                 let detail = format!("{} sectors, {access}", blk.sectors());
                 self.fact("virtio-blk", index, detail, false);
                 self.virtio("virtio-blk", blk, index, slot)?;
             }
             VirtioDevice::Net(index) => {
-                let Some(net) = config.nets.get(index) else { return Ok(()) };
+                let (Some(net), Some(tap)) = (config.nets.get(index), plugs.taps.get(index)) else {
+                    return Ok(());
+                };
                 self.fact("virtio-net", index, format!("mac {}", net.mac), !net.mac_given);
-                let net = self.virtio("virtio-net", open_net(net)?, index, slot)?;
+                let net = self.virtio("virtio-net", net_device(tap, net)?, index, slot)?;
                 self.set.nets.push(net);
             }
         }

@@ -15,12 +15,21 @@ use crate::state::lock;
 /// `poll` promises that so much can be written to a pipe without blocking (`PIPE_BUF`).
 const CHUNK_BYTES: usize = 4096;
 
+/// Ctrl-], as telnet has it.
+const ESCAPE: u8 = 0x1d;
+
+/// Ends this process as a polite signal would, so that everything is put back in order.
+fn end_process() {
+    // SAFETY: signals this very process; touches no memory.
+    unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
+}
+
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where bytes come from and go to.
 #[derive(Debug)]
 enum Link {
-    Stdio { input_open: bool },
+    Stdio { input_open: bool, escape: bool },
     File(File),
     Unix { listener: UnixListener, client: Option<UnixStream> },
 }
@@ -38,7 +47,7 @@ impl Pump {
     pub(super) fn new(target: PortTarget, shared: Arc<Shared>) -> io::Result<Option<Self>> {
         let link = match target {
             PortTarget::Null => return Ok(None),
-            PortTarget::Stdio => Link::Stdio { input_open: true },
+            PortTarget::Stdio { escape } => Link::Stdio { input_open: true, escape },
             PortTarget::File(file) => Link::File(file),
             PortTarget::Unix(listener) => {
                 listener.set_nonblocking(true)?;
@@ -108,7 +117,7 @@ impl Pump {
 
     fn wait(&self, wants: Wants) -> io::Result<Ready> {
         let (input, output, listener) = match &self.link {
-            Link::Stdio { input_open } => (input_open.then_some(libc::STDIN_FILENO), libc::STDOUT_FILENO, -1),
+            Link::Stdio { input_open, .. } => (input_open.then_some(libc::STDIN_FILENO), libc::STDOUT_FILENO, -1),
             Link::File(file) => (None, file.as_raw_fd(), -1),
             Link::Unix { listener, client } => {
                 let client = client.as_ref().map(AsRawFd::as_raw_fd);
@@ -166,6 +175,7 @@ impl Pump {
         match usize::try_from(count) {
             Ok(0) if wanted == 0 => {}
             Ok(0) => self.hang_up(),
+            Ok(count) if self.is_escape(bytes.get(..count).unwrap_or_default()) => end_process(),
             Ok(count) => {
                 lock(&self.shared.buffers).input.extend(bytes.iter().take(count));
                 // Fails only when the counter is full, and then it is readable anyway.
@@ -178,6 +188,10 @@ impl Pump {
                 }
             }
         }
+    }
+
+    fn is_escape(&self, input: &[u8]) -> bool {
+        matches!(self.link, Link::Stdio { escape: true, .. }) && input.contains(&ESCAPE)
     }
 
     fn write_output(&mut self) {
@@ -216,7 +230,7 @@ impl Pump {
 
     fn hang_up(&mut self) {
         match &mut self.link {
-            Link::Stdio { input_open } => *input_open = false,
+            Link::Stdio { input_open, .. } => *input_open = false,
             Link::Unix { client, .. } => *client = None,
             Link::File(_) => {}
         }

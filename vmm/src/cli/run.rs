@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Where the serial port goes: stdio, null, file:PATH or unix:PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     serial: SerialConfig,
+    /// Where the virtio console (hvc0) goes: the same forms
+    #[arg(long, value_name = "WHERE", default_value = "null")]
+    console: SerialConfig,
     /// Control socket (QMP) to make; the other commands of tern connect to it
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -105,6 +108,7 @@ impl RunArgs {
             disks: self.disks,
             nets,
             serial: self.serial,
+            console: self.console,
             control: self.control,
             incoming: self.incoming,
             cpu: self.cpu,

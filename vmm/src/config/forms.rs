@@ -2,6 +2,7 @@
 //!
 //! The command line says which flag and value an error belongs to; the texts here say what is legal.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -139,6 +140,17 @@ impl FromStr for SerialConfig {
             Some(("file", rest)) => path(rest, "file:PATH").map(Self::File),
             Some(("unix", rest)) => path(rest, "unix:PATH").map(Self::Unix),
             _ => Err(FormError::Unknown { legal: "stdio, null, file:PATH or unix:PATH" }),
+        }
+    }
+}
+
+impl fmt::Display for SerialConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Null => f.write_str("null"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::boot::BootError;
+use crate::control::SocketError;
 use crate::host::KvmError;
 use crate::vcpu::VcpuFault;
 use crate::vm::BuildError;
@@ -36,24 +37,20 @@ pub enum RunError {
     /// The machine can't be built.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The serial port's other end.
-    #[error("--serial {given}")]
-    Serial {
+    /// The other end of the serial port or the console.
+    #[error("{flag} {given}")]
+    Port {
+        /// The flag.
+        flag: &'static str,
         /// As on the command line.
         given: String,
         /// The host's reason.
         #[source]
         source: io::Error,
     },
-    /// The control socket.
-    #[error("--control {path}")]
-    Control {
-        /// Its path.
-        path: String,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// A listening socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// `--incoming URI`.
     #[error("--incoming {uri}: {reason}")]
     Incoming {

@@ -70,7 +70,7 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
     manager.add_subscriber(Box::new(Wake(woken_by)));
     let control = machine.control_path();
     let machine = Arc::new(Mutex::new(machine));
-    super::operations::serve(&mut manager, control.as_deref(), events, &machine)?;
+    let server = super::operations::serve(&mut manager, control.as_deref(), events, &machine)?;
 
     let lock = || machine.lock().unwrap_or_else(PoisonError::into_inner);
     let mut served = Served::default();
@@ -93,6 +93,10 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
             machine.begin()?;
         }
         if let Some(result) = machine.take_end() {
+            drop(machine);
+            if let Some(server) = server {
+                server.lock().unwrap_or_else(PoisonError::into_inner).finish();
+            }
             return result;
         }
     }

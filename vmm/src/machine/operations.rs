@@ -37,10 +37,7 @@ pub(super) fn serve(
     machine: &Arc<Mutex<Machine>>,
 ) -> Result<Option<Server>, RunError> {
     let Some(path) = path else { return Ok(None) };
-    let socket = ListeningSocket::bind(path, "--control").map_err(|error| RunError::Control {
-        path: path.display().to_string(),
-        source: Box::new(error),
-    })?;
+    let socket = ListeningSocket::bind(path, "--control")?;
     let server = Arc::new(Mutex::new(ControlServer::new(socket, Handle(Arc::clone(machine)), events)));
     manager.add_subscriber(Box::new(Arc::clone(&server)));
     Ok(Some(server))
@@ -69,7 +66,7 @@ impl Machine {
             SerialConfig::File(path) => SerialFacts::File(path.clone()),
             SerialConfig::Unix(path) => {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                SerialFacts::Unix { path, connected: false }
+                SerialFacts::Unix { path, connected: self.plugs().serial.has_reader() }
             }
             SerialConfig::Null => SerialFacts::Null,
         };

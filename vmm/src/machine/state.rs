@@ -15,6 +15,7 @@ use crate::vm::{Core, Host, Vm};
 use super::booting::{self, Plan};
 use super::migration::Receiver;
 use super::notice::{Notice, Notices};
+use super::opening::Ends;
 use super::{ExitReason, RunError, opening};
 
 /// Everything of one `tern run`.
@@ -22,7 +23,7 @@ pub struct Machine {
     pub(super) config: VmConfig,
     host: Arc<Host>,
     host_words: Vec<String>,
-    plugs: Plugs,
+    ends: Ends,
     pub(super) sink: EventSink,
     pub(super) notices: Notices,
     pub(super) core: Arc<Core>,
@@ -55,14 +56,14 @@ impl Machine {
     /// Builds the machine; nothing runs yet.
     pub(super) fn new(config: VmConfig, sink: EventSink, notices: Notices) -> Result<Self, RunError> {
         let opened = opening::host()?;
-        let plugs = opening::plugs(&config)?;
+        let ends = opening::ends(&config)?;
         let host = Arc::new(opened.host);
-        let vm = build(&host, &config, &plugs, &sink, &notices, 0)?;
+        let vm = build(&host, &config, &ends.plugs, &sink, &notices, 0)?;
         Ok(Self {
             config,
             host,
             host_words: opened.words,
-            plugs,
+            ends,
             sink,
             notices,
             core: Arc::clone(vm.core()),
@@ -79,7 +80,7 @@ impl Machine {
     }
 
     pub(super) fn plugs(&self) -> &Plugs {
-        &self.plugs
+        &self.ends.plugs
     }
 
     pub(super) fn control_path(&self) -> Option<PathBuf> {
@@ -142,10 +143,10 @@ impl Machine {
 
     /// The lines that the guest can pull.
     pub(super) fn look_at_lines(&mut self) {
-        if self.plugs.lines.take_power_off() {
+        if self.ends.plugs.lines.take_power_off() {
             self.guest_power_off();
         }
-        if self.plugs.lines.take_reset() {
+        if self.ends.plugs.lines.take_reset() {
             self.guest_reset();
         }
     }
@@ -179,12 +180,11 @@ impl Machine {
     /// Builds a new machine in place of the present one, on the same plugs.
     pub(super) fn renew(&mut self) -> Result<(), RunError> {
         self.wants_new = false;
-        // The old one first: files and interfaces can be open only once.
         self.core.run().hold(Hold::Ended);
         self.vm = None;
         self.generation += 1;
-        self.plugs.renew();
-        let vm = build(&self.host, &self.config, &self.plugs, &self.sink, &self.notices, self.generation)?;
+        self.ends.plugs.renew();
+        let vm = build(&self.host, &self.config, &self.ends.plugs, &self.sink, &self.notices, self.generation)?;
         self.core = Arc::clone(vm.core());
         self.vm = Some(vm);
         Ok(())
@@ -201,7 +201,7 @@ impl Machine {
     pub(super) fn take_end(&mut self) -> Option<Result<ExitReason, RunError>> {
         let end = self.end.take()?;
         self.core.run().hold(Hold::Ended);
-        self.plugs.flush();
+        self.ends.plugs.flush();
         Some(end)
     }
 }
