@@ -45,10 +45,10 @@ impl Guest {
         }
     }
 
-    pub fn memory(self) -> &'static str {
+    pub fn memory_mib(self) -> u32 {
         match self {
-            Self::Linux => "256M",
-            Self::Pulse => "1G",
+            Self::Linux => 256,
+            Self::Pulse => 1024,
         }
     }
 
@@ -68,11 +68,20 @@ impl Guest {
         }
     }
 
+    /// Lines that can hold the gap of the switch: of each vCPU that prints, the one that the switch may have cut,
+    /// and the next.
+    pub fn lines_at_switch(self) -> usize {
+        match self {
+            Self::Linux => 2,
+            Self::Pulse => 4,
+        }
+    }
+
     /// What it is told to do.
     pub fn cmdline(self, network: bool) -> String {
         let mut words = match self {
             Self::Linux => {
-                "tern.shell=off tern.heartbeat=100 tern.pages=8M tern.rate=2000 tern.disk=/dev/vda"
+                "tern.shell=off tern.heartbeat=500 tern.pages=8M tern.rate=2000 tern.disk=/dev/vda"
             }
             Self::Pulse => "cpus=2 ws=84M rate=20000 interval=50",
         }

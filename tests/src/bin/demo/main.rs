@@ -32,7 +32,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// Longest wait for what takes a second or two.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 /// How long the guest works before it moves, so that there is something to compare with.
-const WORK_BEFORE: Duration = Duration::from_secs(2);
+const WORK_BEFORE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -113,11 +113,10 @@ impl Demo {
     fn play(self) -> Result<()> {
         let mut source = self.boot()?;
         let client = self.client()?;
-        let working = Instant::now();
-        self.work(&mut source, client.as_ref(), working)?;
+        let daily = self.work(&mut source, client.as_ref())?;
         let uri = self.uri();
         let mut destination = self.await_guest(&uri)?;
-        let moved = self.migrate(&mut source, &mut destination, &uri, working)?;
+        let moved = self.migrate(&mut source, &mut destination, &uri, daily)?;
         let story = self.settle(&source, &mut destination, moved)?;
         print!("{}", report::text(self.guest, &story, client.as_ref()));
         drop(client);
@@ -146,7 +145,11 @@ impl Demo {
         let took = started.elapsed().as_secs_f64();
         tell(
             "boot",
-            &format!("{name}, {} vCPUs, {}iB{devices}: up in {took:.1} s", guest.cpus(), guest.memory()),
+            &format!(
+                "{name}, {} vCPUs, {} MiB{devices}: up in {took:.1} s",
+                guest.cpus(),
+                guest.memory_mib()
+            ),
         );
         Ok(source)
     }
@@ -158,7 +161,8 @@ impl Demo {
             File::create(&disk)?.set_len(DISK_BYTES)?;
         }
         let tap = self.network.as_ref().map(|_| end.tap());
-        args.extend(["--memory", self.guest.memory(), "--cpus", self.guest.cpus()].map(str::to_owned));
+        let memory = format!("{}M", self.guest.memory_mib());
+        args.extend(["--memory", &memory, "--cpus", self.guest.cpus()].map(str::to_owned));
         args.extend(self.guest.devices(&disk, tap));
         Vm::start(end, &args, self.directory.path(), self.network.as_ref())
     }
@@ -168,16 +172,22 @@ impl Demo {
         if talks { Client::start(GUEST, ECHO_PORT).map(Some) } else { Ok(None) }
     }
 
-    /// Lets the guest work for a while, and makes sure that it does.
-    fn work(&self, source: &mut Vm, client: Option<&Client>, since: Instant) -> Result<()> {
+    /// Waits until the guest rewrites what it has filled before, and answers; then lets it work for a while.
+    fn work(&self, source: &mut Vm, client: Option<&Client>) -> Result<report::Daily> {
         tell("work", self.guest.work(client.is_some()));
-        wait("the guest to check its memory and answer", STEP_LIMIT, || {
+        let beats = wait("the guest to check its memory and answer", STEP_LIMIT, || {
             source.check()?;
             let beats = self.guest.beats(&source.printed())?;
             let checks = beats.last().is_some_and(|beat| beat.pages_verified > 0);
             let answers = client.is_none_or(|client| client.answered() > 1);
-            Ok((checks && answers && since.elapsed() >= WORK_BEFORE).then_some(()))
-        })
+            Ok((checks && answers).then_some(beats.len()))
+        })?;
+        let since = Instant::now();
+        wait("the guest to work", STEP_LIMIT, || {
+            source.check()?;
+            Ok((since.elapsed() >= WORK_BEFORE).then_some(()))
+        })?;
+        Ok(report::Daily { since, beats })
     }
 
     fn uri(&self) -> String {
@@ -198,7 +208,7 @@ impl Demo {
         source: &mut Vm,
         destination: &mut Vm,
         uri: &str,
-        working: Instant,
+        daily: report::Daily,
     ) -> Result<report::Moved> {
         tell("migrate", &format!("to another process, by {uri}"));
         let beats_before = self.guest.beats(&source.printed())?.len();
@@ -215,7 +225,7 @@ impl Demo {
         }
         let mut qmp = Qmp::try_connect(&source.control).ok_or("the source does not answer any more")?;
         let report = qmp.execute("query-migrate", json!({}))["report"].take();
-        Ok(report::Moved { report, beats_before, working, started, ended: Instant::now() })
+        Ok(report::Moved { report, daily, beats_before, started, ended: Instant::now() })
     }
 
     /// Waits until the guest has checked every page of its working set at the destination.

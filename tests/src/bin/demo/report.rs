@@ -11,8 +11,13 @@ use crate::number;
 
 /// Answers that came this long after the migration still show its silence.
 const ECHO_AFTER: Duration = Duration::from_millis(500);
-/// Lines of the guest that can hold the switch: a line may be cut by it, so that the next one has the gap.
-const LINES_AT_SWITCH: usize = 4;
+
+/// When the guest was at work at the source: since then, and from that line of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Daily {
+    pub since: Instant,
+    pub beats: usize,
+}
 
 /// The migration.
 #[derive(Debug, Clone)]
@@ -21,8 +26,8 @@ pub struct Moved {
     pub report: Value,
     /// Lines that the guest had printed when it began.
     pub beats_before: usize,
-    /// When the guest had started to work.
-    pub working: Instant,
+    /// The guest's work before it.
+    pub daily: Daily,
     /// When the migration started.
     pub started: Instant,
     /// When it was over.
@@ -53,7 +58,7 @@ pub fn text(guest: Guest, story: &Story, client: Option<&Client>) -> String {
 fn lines(guest: Guest, story: &Story, client: Option<&Client>) -> Vec<(&'static str, String)> {
     let mut lines =
         vec![("moved", figures(&story.moved.report)), ("downtime", tern_saw(&story.moved.report))];
-    lines.push(("", guest_saw(story)));
+    lines.push(("", guest_saw(guest, story)));
     lines.extend(client.map(|client| ("", client_saw(client, &story.moved))));
     if client.is_none() && guest.has_devices() {
         lines.push(("", "a network client's view needs root".to_owned()));
@@ -81,10 +86,10 @@ fn tern_saw(report: &Value) -> String {
 }
 
 /// The guest's clock across the switch, and in its daily work.
-fn guest_saw(story: &Story) -> String {
+fn guest_saw(guest: Guest, story: &Story) -> String {
     let largest = |beats: &mut dyn Iterator<Item = &Beat>| beats.map(|beat| beat.gap_us).max().unwrap_or(0);
-    // The first lines tell of the boot.
-    let before = largest(&mut story.beats.iter().take(story.moved.beats_before).skip(LINES_AT_SWITCH));
+    let moved = &story.moved;
+    let before = largest(&mut story.beats.iter().take(moved.beats_before).skip(moved.daily.beats));
     let mut at_switch =
         story.beats.iter().filter(|beat| beat.ends_at > story.source_bytes).take(LINES_AT_SWITCH);
     format!(
@@ -102,7 +107,7 @@ fn client_saw(client: &Client, moved: &Moved) -> String {
     format!(
         "{:<10}  as a network client saw it: the longest silence of its UDP echo ({} before it moved)",
         silence(moved.started, moved.ended + ECHO_AFTER),
-        silence(moved.working, moved.started)
+        silence(moved.daily.since, moved.started)
     )
 }
 
