@@ -1,6 +1,7 @@
 //! The whole state of a machine, moved to a new machine in the same process: without engine and sockets, so
 //! that what is lost here was lost by the state itself.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ impl Bench {
         config.cpus = cpus;
         let words = tempfile::tempfile().unwrap();
         let serial = BytePort::new(PortTarget::File(words.try_clone().unwrap())).unwrap();
-        let plugs = Plugs::new(serial, BytePort::new(PortTarget::Null).unwrap()).unwrap();
+        let plugs = Plugs::new(&config, serial, BytePort::new(PortTarget::Null).unwrap()).unwrap();
         let (events, _) = event_queue().unwrap();
         Some(Self { host, config, plugs, events, words })
     }

@@ -66,8 +66,9 @@ pub struct RunArgs {
     /// Control socket (QMP) to make; the other commands of tern connect to it
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// Wait for a guest in place of booting one: defer (until migrate-incoming), tcp:HOST:PORT or unix:PATH
-    #[arg(long, value_name = "WHERE", conflicts_with_all = ["kernel", "image", "initrd", "paused"])]
+    /// Wait for a guest: defer (until migrate-incoming), tcp:HOST:PORT or unix:PATH. A kernel or image given
+    /// too is booted when the guest that has come resets its machine
+    #[arg(long, value_name = "WHERE", conflicts_with = "paused")]
     incoming: Option<Incoming>,
     /// Name of the machine
     #[arg(long, value_name = "NAME")]
@@ -75,7 +76,7 @@ pub struct RunArgs {
     /// UUID of the machine [default: random]
     #[arg(long, value_name = "UUID")]
     uuid: Option<Uuid>,
-    /// CPU that the guest sees: host, or the name of a profile
+    /// CPU that the guest sees: host, or a profile (x86-64-v1, x86-64-v2, x86-64-v3)
     #[arg(long, value_name = "CPU", default_value = "host")]
     cpu: CpuModel,
     /// Don't start the guest yet: `tern resume` does

@@ -140,7 +140,7 @@ impl Operations for Handle {
         }
         if machine.config.boot.is_none() {
             return Err(CommandError::illegal(
-                "this process was started with --incoming and without --kernel or --image: it has nothing to boot",
+                "this process was started with --incoming and without --kernel or --image: it has nothing to boot anew",
             ));
         }
         machine.sink.post(Event::Reset { guest: false });

@@ -157,7 +157,10 @@ impl Machine {
     }
 
     fn guest_reset(&mut self) {
-        if self.config.no_reboot {
+        if self.config.no_reboot || self.config.boot.is_none() {
+            if !self.config.no_reboot {
+                tracing::warn!("the guest reset its machine, and this process has no kernel to boot: it ends");
+            }
             self.sink.post(Event::Shutdown { guest: true, reason: "guest-reset" });
             return self.end(Ok(ExitReason::GuestReset));
         }

@@ -4,7 +4,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES
 use kvm_ioctls::{Cap, Kvm};
 use tern_schema::record;
 
-use super::VcpuError;
+use super::{Profile, VcpuError};
 
 record! {
     /// One CPUID entry.
@@ -23,6 +23,17 @@ record! {
         [6] ecx: u32,
         /// EDX.
         [7] edx: u32,
+    }
+}
+
+impl CpuidV1 {
+    pub(super) fn register_mut(&mut self, register: Register) -> &mut u32 {
+        match register {
+            Register::Eax => &mut self.eax,
+            Register::Ebx => &mut self.ebx,
+            Register::Ecx => &mut self.ecx,
+            Register::Edx => &mut self.edx,
+        }
     }
 }
 
@@ -68,9 +79,14 @@ const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 
-/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, less `hidden`. The
+/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, limited to `profile`, less `hidden`. The
 /// performance counters stay hidden: their state doesn't travel.
-pub fn template(kvm: &Kvm, cpus: u32, hidden: &[Hidden]) -> Result<Vec<CpuidV1>, VcpuError> {
+pub fn template(
+    kvm: &Kvm,
+    cpus: u32,
+    profile: Option<&Profile>,
+    hidden: &[Hidden],
+) -> Result<Vec<CpuidV1>, VcpuError> {
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VcpuError::kvm("GET_SUPPORTED_CPUID"))?;
     let mut leaves: Vec<CpuidV1> = supported
@@ -98,6 +114,9 @@ pub fn template(kvm: &Kvm, cpus: u32, hidden: &[Hidden]) -> Result<Vec<CpuidV1>,
     }
     leaves.push(CpuidV1 { leaf: LEAF_TIMING, subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 });
     leaves.extend(topology(cpus));
+    if let Some(profile) = profile {
+        profile.apply(&mut leaves)?;
+    }
     hidden.iter().for_each(|feature| hide(&mut leaves, feature));
     Ok(leaves)
 }
@@ -105,13 +124,7 @@ pub fn template(kvm: &Kvm, cpus: u32, hidden: &[Hidden]) -> Result<Vec<CpuidV1>,
 fn hide(leaves: &mut [CpuidV1], feature: &Hidden) {
     let Hidden { name: _, leaf, subleaf, register, bit } = *feature;
     for entry in leaves.iter_mut().filter(|entry| entry.leaf == leaf && entry.subleaf == subleaf) {
-        let value = match register {
-            Register::Eax => &mut entry.eax,
-            Register::Ebx => &mut entry.ebx,
-            Register::Ecx => &mut entry.ecx,
-            Register::Edx => &mut entry.edx,
-        };
-        *value &= !(1 << bit);
+        *entry.register_mut(register) &= !(1 << bit);
     }
 }
 

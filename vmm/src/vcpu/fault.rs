@@ -48,11 +48,29 @@ const REMEDY_EMULATION: &str = "KVM's interpreter does not know this instruction
 const REMEDY_OTHER: &str =
     "the guest or its kernel is at fault, or this host's KVM: see the host's kernel log";
 
+const REMEDY_TRIPLE: &str = "the kernel has no handler for what happened here: look at this instruction. A \
+    Linux that means this as a reset (reboot=t) is told to use another way with reboot=k";
+
 /// A fault without details of KVM's own.
 pub(super) fn plain(vcpu: &mut VcpuFd, ram: &GuestRam, index: u32, cause: String) -> VcpuFault {
+    with_memory(vcpu, ram, index, cause, REMEDY_OTHER)
+}
+
+/// A triple fault: an exception whose handling faulted, and so did the handling of that.
+pub(super) fn triple(vcpu: &mut VcpuFd, ram: &GuestRam, index: u32) -> VcpuFault {
+    with_memory(vcpu, ram, index, "triple fault".to_owned(), REMEDY_TRIPLE)
+}
+
+fn with_memory(
+    vcpu: &VcpuFd,
+    ram: &GuestRam,
+    index: u32,
+    cause: String,
+    remedy: &'static str,
+) -> VcpuFault {
     let regs = vcpu.get_regs().unwrap_or_default();
     let bytes = instruction_bytes(vcpu, ram, regs.rip);
-    fault(vcpu, index, cause, &regs, bytes, REMEDY_OTHER)
+    fault(vcpu, index, cause, &regs, bytes, remedy)
 }
 
 /// KVM_EXIT_INTERNAL_ERROR, with the instruction bytes that KVM adds where it has them.
@@ -68,8 +86,7 @@ pub(super) fn internal_error(vcpu: &mut VcpuFd, ram: &GuestRam, index: u32) -> V
     if suberror != KVM_INTERNAL_ERROR_EMULATION {
         let data: Vec<String> = data.iter().take(count as usize).map(|word| format!("{word:#x}")).collect();
         let cause = format!("KVM internal error {suberror}, data [{}]", data.join(", "));
-        let bytes = instruction_bytes(vcpu, ram, regs.rip);
-        return fault(vcpu, index, cause, &regs, bytes, REMEDY_OTHER);
+        return with_memory(vcpu, ram, index, cause, REMEDY_OTHER);
     }
     // With at least three words of data, the second and third hold the instruction (api.rst, 5).
     let given = insn.get(..usize::from(insn_size)).filter(|bytes| count >= 3 && !bytes.is_empty());

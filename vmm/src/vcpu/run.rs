@@ -26,7 +26,7 @@ pub trait Bus: Send + Sync {
 /// What a vCPU tells the machine.
 #[derive(Debug)]
 pub enum VcpuEvent {
-    /// Triple fault, or a reset that KVM was asked for.
+    /// A reset that KVM was asked for.
     Reset,
     /// A power-off that KVM was asked for.
     PowerOff,
@@ -201,7 +201,9 @@ impl Vcpu {
             Ok(VcpuExit::MmioRead(gpa, data)) => bus.mmio_read(gpa, data),
             Ok(VcpuExit::MmioWrite(gpa, data)) => bus.mmio_write(gpa, data),
             Ok(VcpuExit::Intr) => return Step::Interrupted,
-            Ok(VcpuExit::Shutdown) => return Step::Ended(VcpuEvent::Reset),
+            Ok(VcpuExit::Shutdown) => {
+                return Step::Ended(VcpuEvent::Fault(Box::new(fault::triple(&mut self.fd, &self.ram, self.index))));
+            }
             Ok(VcpuExit::SystemEvent(kind, _)) => return self.system_event(kind),
             Ok(VcpuExit::InternalError) => {
                 let fault = fault::internal_error(&mut self.fd, &self.ram, self.index);
