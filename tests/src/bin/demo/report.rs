@@ -91,7 +91,7 @@ fn guest_saw(guest: Guest, story: &Story) -> String {
     let moved = &story.moved;
     let before = largest(&mut story.beats.iter().take(moved.beats_before).skip(moved.daily.beats));
     let mut at_switch =
-        story.beats.iter().filter(|beat| beat.ends_at > story.source_bytes).take(LINES_AT_SWITCH);
+        story.beats.iter().filter(|beat| beat.ends_at > story.source_bytes).take(guest.lines_at_switch());
     format!(
         "{:<10}  as the guest saw it: the largest gap of its clock ({} before it moved)",
         time(largest(&mut at_switch)),
