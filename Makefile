@@ -24,6 +24,7 @@ test: ## build what is missing, and run all tests
 	@scripts/test
 
 bench: release ## measure tern, and QEMU on the same guest
+	@scripts/bench-setup
 	@$(RELEASE)/bench
 
 lint: ## formatting, clippy, licenses

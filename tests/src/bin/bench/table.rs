@@ -92,7 +92,8 @@ impl Figure {
             (None, _) => String::new(),
         };
         let ratio = self.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
-        [format!("{}, {}", self.name, self.unit), cell(&self.tern), cell(&self.qemu), ratio, aim]
+        let name = [self.name, self.unit].join(if self.unit.is_empty() { "" } else { ", " });
+        [name, cell(&self.tern), cell(&self.qemu), ratio, aim]
     }
 }
 
