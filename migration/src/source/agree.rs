@@ -28,7 +28,12 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
         let Self { attempt, ram } = self;
         attempt.report.memory_bytes = ram.region_pages().sum::<u64>() * PAGE_BYTES;
         attempt.report.remaining_bytes = attempt.report.memory_bytes;
-        attempt.set_status(Status::Setup);
+        // `migrate_to` has said so before it connected: one event for one change.
+        if attempt.control.report().status == Status::Setup {
+            attempt.report.status = Status::Setup;
+        } else {
+            attempt.set_status(Status::Setup);
+        }
         let asked = Instant::now();
         let peer = introduce(&mut attempt.wire, Side::Source)?;
         attempt.round_trip_us = asked.elapsed().as_micros() as u64;

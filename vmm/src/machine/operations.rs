@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use serde_json::{Value, json};
-use tern_migration::{Parameters, Status, query_migrate};
+use tern_migration::{Parameters, Report, Side, Status, query_migrate};
 
 use crate::config::SerialConfig;
 use crate::control::{
@@ -74,7 +74,7 @@ impl Machine {
     }
 
     fn query_migrate(&self) -> Value {
-        let current = self.attempt.as_ref().map(|attempt| attempt.control.report());
+        let current = self.attempt.as_ref().map(|attempt| attempt.control.report()).map(begun);
         let shown = current.filter(|report| report.status != Status::None);
         let shown = shown.or_else(|| self.former.as_ref().map(|control| control.report()));
         shown.map_or_else(|| json!({}), |report| query_migrate(&report))
@@ -105,6 +105,15 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// A source's attempt has begun when `migrate` has returned, before its thread says so: a client must not take
+/// the end of the attempt before it for the end of this one.
+fn begun(mut report: Report) -> Report {
+    if (report.side, report.status) == (Side::Source, Status::None) {
+        report.status = Status::Setup;
+    }
+    report
 }
 
 impl Operations for Handle {
