@@ -163,18 +163,6 @@ impl Vcpu {
         }
     }
 
-    /// Ends a half-done port or memory access: its result is in the registers afterwards. KVM_RUN with
-    /// `immediate_exit` set does just that, and returns EINTR.
-    pub(super) fn complete_io(&mut self) {
-        self.fd.set_kvm_immediate_exit(1);
-        if let Err(error) = self.fd.run()
-            && error.errno() != libc::EINTR
-            && error.errno() != libc::EAGAIN
-        {
-            tracing::warn!(vcpu = self.index, %error, "KVM_RUN to complete an access");
-        }
-    }
-
     /// Enters the guest once and serves its exit.
     #[allow(unsafe_code, reason = "the size of a port access is in the exit's union")]
     pub(super) fn step(&mut self, bus: &dyn Bus) -> Step {

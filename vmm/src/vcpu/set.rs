@@ -222,16 +222,21 @@ impl Runner {
         }
     }
 
+    /// Runs until it is to stop or has ended. An access that is half done is done to its end first: KVM_RUN
+    /// with `immediate_exit` set completes it, and that may be one more exit to serve (an instruction that
+    /// reads and writes a register) before it returns EINTR.
     fn run(&self) -> Option<VcpuEvent> {
         let mut vcpu = lock(&self.vcpu);
-        while self.shared.running.load(Ordering::SeqCst) {
+        loop {
+            let stopping = !self.shared.running.load(Ordering::SeqCst);
+            if stopping {
+                self.exit.set(1);
+            }
             match vcpu.step(self.bus.as_ref()) {
+                Step::Interrupted if stopping => return None,
                 Step::Again | Step::Interrupted => {}
                 Step::Ended(event) => return Some(event),
             }
         }
-        self.exit.set(1);
-        vcpu.complete_io();
-        None
     }
 }
