@@ -75,8 +75,9 @@ impl SourceVm for Vm {
     }
 
     fn stop(&mut self) -> Result<bool, VmError> {
-        let paused = self.core.run().holds(Hold::User);
         self.core.run().hold(Hold::Migration);
+        // Behind the hold: nobody stops or starts the guest any more, so this stays true.
+        let paused = self.core.run().holds(Hold::User);
         if self.core.is_leaving() {
             return Err(VmError::plain("the guest has just reset or switched off its machine"));
         }

@@ -64,20 +64,37 @@ impl<M: Machinery> RunControl<M> {
     /// Holds the guest; returns when it stands still.
     pub fn hold(&self, hold: Hold) {
         let mut held = self.lock();
-        let ran = *held == 0;
-        *held |= hold as u8;
-        if ran {
-            self.machinery.halt();
-            self.events.post(Event::Stop);
-        }
+        let wanted = *held | hold as u8;
+        self.become_held(&mut held, wanted);
     }
 
     /// Lets go. The guest runs if nobody else holds it.
     pub fn release(&self, hold: Hold) {
         let mut held = self.lock();
-        let before = *held;
-        *held &= !(hold as u8);
-        if before != 0 && *held == 0 {
+        let wanted = *held & !(hold as u8);
+        self.become_held(&mut held, wanted);
+    }
+
+    /// A person says `stop` (or `cont`, if not `stop`). False, and nothing done, in a migration's last stage
+    /// and after it: whether the guest runs has been told to the destination then, and is decided there.
+    pub fn order(&self, stop: bool) -> bool {
+        const NOT_OURS: u8 = Hold::Migration as u8 | Hold::GivenUp as u8;
+        let mut held = self.lock();
+        let user = Hold::User as u8;
+        let wanted = if stop { *held | user } else { *held & !user };
+        let ours = *held & NOT_OURS == 0;
+        if ours {
+            self.become_held(&mut held, wanted);
+        }
+        ours
+    }
+
+    fn become_held(&self, held: &mut u8, wanted: u8) {
+        let before = std::mem::replace(held, wanted);
+        if before == 0 && wanted != 0 {
+            self.machinery.halt();
+            self.events.post(Event::Stop);
+        } else if before != 0 && wanted == 0 {
             self.machinery.go();
             self.events.post(Event::Resume);
         }
@@ -132,12 +149,16 @@ mod tests {
         control.hold(Hold::Migration);
         control.release(Hold::User);
         assert_eq!(counts(&control), (1, 1));
+        assert!(!control.order(true) && !control.order(false) && !control.holds(Hold::User));
         control.exchange(Hold::Migration, Hold::GivenUp);
+        assert!(!control.order(true) && !control.holds(Hold::User), "it is decided at the destination");
         control.release(Hold::Migration);
         assert!(!control.is_running() && control.holds(Hold::GivenUp));
         control.release(Hold::GivenUp);
         assert_eq!(counts(&control), (1, 2));
         control.release(Hold::GivenUp);
         assert_eq!(counts(&control), (1, 2), "letting go of nothing starts nothing");
+        assert!(control.order(true) && control.holds(Hold::User) && control.order(false));
+        assert_eq!(counts(&control), (2, 3));
     }
 }

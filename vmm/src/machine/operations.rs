@@ -58,6 +58,13 @@ impl Machine {
         if run.is_running() { RunState::Running } else { RunState::Paused }
     }
 
+    fn order(&self, stop: bool) -> Result<(), CommandError> {
+        if self.core.run().order(stop) {
+            return Ok(());
+        }
+        Err(CommandError::illegal("a migration has just come to its last stage: wait for its end, or cancel it"))
+    }
+
     fn facts(&self) -> MachineFacts {
         let threads = self.core.vcpus().thread_ids();
         let cpus = (0u32..).zip(threads).map(|(index, thread_id)| CpuFacts { index, thread_id }).collect();
@@ -126,13 +133,11 @@ impl Operations for Handle {
     }
 
     fn stop(&mut self) -> Result<(), CommandError> {
-        self.lock().core.run().hold(Hold::User);
-        Ok(())
+        self.lock().order(true)
     }
 
     fn cont(&mut self) -> Result<(), CommandError> {
-        self.lock().core.run().release(Hold::User);
-        Ok(())
+        self.lock().order(false)
     }
 
     fn quit(&mut self) -> Result<(), CommandError> {
