@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use tern_migration::{Control, LiveParameters, Parameters};
 
@@ -35,6 +36,8 @@ pub struct Machine {
     end: Option<Result<ExitReason, RunError>>,
     /// The running migration, or the last one.
     pub(super) attempt: Option<Attempt>,
+    /// Its thread.
+    pub(super) thread: Option<JoinHandle<()>>,
     /// The attempt before `attempt`, shown until the next one begins.
     pub(super) former: Option<Arc<Control>>,
     /// Where a destination listens.
@@ -72,6 +75,7 @@ impl Machine {
             wants_new: false,
             end: None,
             attempt: None,
+            thread: None,
             former: None,
             receiver: None,
             awaited: Parameters::default(),
@@ -180,9 +184,11 @@ impl Machine {
         self.wants_new && self.vm.is_some() && self.end.is_none()
     }
 
-    /// Builds a new machine in place of the present one, on the same plugs.
+    /// Builds a new machine in place of the present one, on the same plugs. One that a person has stopped
+    /// stays stopped.
     pub(super) fn renew(&mut self) -> Result<(), RunError> {
         self.wants_new = false;
+        let paused = self.core.run().holds(Hold::User);
         self.core.run().hold(Hold::Ended);
         self.vm = None;
         self.generation += 1;
@@ -190,7 +196,15 @@ impl Machine {
         let vm = build(&self.host, &self.config, &self.ends.plugs, &self.sink, &self.notices, self.generation)?;
         self.core = Arc::clone(vm.core());
         self.vm = Some(vm);
+        if paused {
+            self.core.run().hold(Hold::User);
+        }
         Ok(())
+    }
+
+    pub(super) fn end_by_signal(&mut self, signal: i32) {
+        self.sink.post(Event::Shutdown { guest: false, reason: "host-signal" });
+        self.end(Ok(ExitReason::Signal(signal)));
     }
 
     /// Ends the process after this round of the loop. The first reason counts.
@@ -203,6 +217,7 @@ impl Machine {
     /// returns one.
     pub(super) fn take_end(&mut self) -> Option<Result<ExitReason, RunError>> {
         let end = self.end.take()?;
+        self.end_attempt();
         self.core.run().hold(Hold::Ended);
         self.ends.plugs.flush();
         Some(end)
