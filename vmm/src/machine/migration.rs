@@ -71,6 +71,10 @@ impl Machine {
     /// Starts to move the guest away.
     pub(super) fn migrate(&mut self, request: &MigrateRequest) -> Result<(), CommandError> {
         let uri = parse_uri(&request.uri)?;
+        // What came with this command in one piece may have been a reset: its guest must not be on both sides.
+        if self.wants_new() {
+            return Err(CommandError::illegal("the machine is about to start anew: try again"));
+        }
         let Some(vm) = self.vm.take() else {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
         };
@@ -122,10 +126,24 @@ impl Machine {
     }
 
     fn spawn(&mut self, work: impl FnOnce() + Send + 'static) {
-        if let Err(error) = std::thread::Builder::new().name("migration".into()).spawn(work) {
+        match std::thread::Builder::new().name("migration".into()).spawn(work) {
+            Ok(thread) => self.thread = Some(thread),
             // The machine went with the closure: there is nothing left to run.
-            self.end(Err(super::RunError::Host { what: "the migration's thread can't be started", source: error }));
+            Err(error) => self.end(Err(super::RunError::Host { what: "the migration's thread can't be started", source: error })),
         }
+    }
+
+    /// Cancels and joins the attempt that runs, so that the peer is told and no socket's file stays. One that
+    /// is past its commit is left alone: it can't be cancelled, and the process needn't wait for it.
+    pub(super) fn end_attempt(&mut self) {
+        let running = self.attempt.as_ref().filter(|attempt| attempt.running);
+        if running.is_some_and(|attempt| attempt.control.cancel())
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the migration's thread panicked");
+        }
+        self.receiver = None;
     }
 
     /// Cancels the running attempt.
