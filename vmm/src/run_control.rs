@@ -4,6 +4,7 @@
 //! `stop` and a migration's last stage don't undo each other. `GivenUp` is the commit token spent: from then
 //! on only a person's decision lets the guest run here.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::control::{Event, EventSink};
@@ -33,17 +34,26 @@ pub trait Machinery: Send + Sync {
     fn go(&self);
 }
 
+/// Why a person may not stop or start the guest now.
+pub type Forbidden = Hold;
+
 /// The holds on one guest.
 pub struct RunControl<M> {
-    held: Mutex<u8>,
+    /// Locked while the machinery halts or starts, which may take as long as a disk takes.
+    changing: Mutex<()>,
+    /// Changed only with `changing` locked; read without it, so that nobody who only asks has to wait.
+    held: AtomicU8,
     machinery: M,
     events: EventSink,
 }
 
+/// Those who may not be overtaken by a person's `stop` or `cont`: a guest in its last stage arrives as it was.
+const NOT_A_PERSONS: [Hold; 4] = [Hold::Migration, Hold::GivenUp, Hold::Incoming, Hold::Ended];
+
 impl<M: Machinery> RunControl<M> {
     /// A guest that was never started, held by `hold`.
     pub fn new(machinery: M, hold: Hold, events: EventSink) -> Self {
-        Self { held: Mutex::new(hold as u8), machinery, events }
+        Self { changing: Mutex::new(()), held: AtomicU8::new(hold as u8), machinery, events }
     }
 
     /// What is stopped and started.
@@ -53,67 +63,78 @@ impl<M: Machinery> RunControl<M> {
 
     /// Is the guest held for this reason?
     pub fn holds(&self, hold: Hold) -> bool {
-        *self.lock() & hold as u8 != 0
+        self.held.load(Ordering::SeqCst) & hold as u8 != 0
     }
 
     /// Does the guest run?
     pub fn is_running(&self) -> bool {
-        *self.lock() == 0
+        self.held.load(Ordering::SeqCst) == 0
     }
 
     /// Holds the guest; returns when it stands still.
     pub fn hold(&self, hold: Hold) {
-        let mut held = self.lock();
-        let wanted = *held | hold as u8;
-        self.become_held(&mut held, wanted);
+        let _changing = self.lock();
+        self.add(hold);
     }
 
     /// Lets go. The guest runs if nobody else holds it.
     pub fn release(&self, hold: Hold) {
-        let mut held = self.lock();
-        let wanted = *held & !(hold as u8);
-        self.become_held(&mut held, wanted);
+        let _changing = self.lock();
+        self.remove(hold);
     }
 
-    /// A person says `stop` (or `cont`, if not `stop`). False, and nothing done, in a migration's last stage
-    /// and after it: whether the guest runs has been told to the destination then, and is decided there.
-    pub fn order(&self, stop: bool) -> bool {
-        const NOT_OURS: u8 = Hold::Migration as u8 | Hold::GivenUp as u8;
-        let mut held = self.lock();
-        let user = Hold::User as u8;
-        let wanted = if stop { *held | user } else { *held & !user };
-        let ours = *held & NOT_OURS == 0;
-        if ours {
-            self.become_held(&mut held, wanted);
-        }
-        ours
+    /// Takes one hold and lets go of another in one step, so that the guest can't run in between.
+    pub fn exchange(&self, from: Hold, to: Hold) {
+        let _changing = self.lock();
+        let held = self.held.load(Ordering::SeqCst);
+        self.held.store((held & !(from as u8)) | to as u8, Ordering::SeqCst);
     }
 
-    fn become_held(&self, held: &mut u8, wanted: u8) {
-        let before = std::mem::replace(held, wanted);
-        if before == 0 && wanted != 0 {
+    /// A person's `stop`: refused if the guest is not a person's to stop now.
+    pub fn stop(&self) -> Result<(), Forbidden> {
+        let _changing = self.lock();
+        self.persons()?;
+        self.add(Hold::User);
+        Ok(())
+    }
+
+    /// A person's `cont`: refused if the guest is not a person's to start now.
+    pub fn cont(&self) -> Result<(), Forbidden> {
+        let _changing = self.lock();
+        self.persons()?;
+        self.remove(Hold::User);
+        Ok(())
+    }
+
+    fn persons(&self) -> Result<(), Forbidden> {
+        NOT_A_PERSONS.into_iter().find(|hold| self.holds(*hold)).map_or(Ok(()), Err)
+    }
+
+    fn add(&self, hold: Hold) {
+        let before = self.held.fetch_or(hold as u8, Ordering::SeqCst);
+        if before == 0 {
             self.machinery.halt();
             self.events.post(Event::Stop);
-        } else if before != 0 && wanted == 0 {
+        }
+    }
+
+    fn remove(&self, hold: Hold) {
+        let before = self.held.fetch_and(!(hold as u8), Ordering::SeqCst);
+        if before != 0 && before & !(hold as u8) == 0 {
             self.machinery.go();
             self.events.post(Event::Resume);
         }
     }
 
-    /// Takes one hold and lets go of another in one step, so that the guest can't run in between.
-    pub fn exchange(&self, from: Hold, to: Hold) {
-        let mut held = self.lock();
-        *held = (*held & !(from as u8)) | to as u8;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, u8> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
     use crate::control::event_queue;
@@ -149,16 +170,53 @@ mod tests {
         control.hold(Hold::Migration);
         control.release(Hold::User);
         assert_eq!(counts(&control), (1, 1));
-        assert!(!control.order(true) && !control.order(false) && !control.holds(Hold::User));
         control.exchange(Hold::Migration, Hold::GivenUp);
-        assert!(!control.order(true) && !control.holds(Hold::User), "it is decided at the destination");
         control.release(Hold::Migration);
         assert!(!control.is_running() && control.holds(Hold::GivenUp));
         control.release(Hold::GivenUp);
         assert_eq!(counts(&control), (1, 2));
         control.release(Hold::GivenUp);
         assert_eq!(counts(&control), (1, 2), "letting go of nothing starts nothing");
-        assert!(control.order(true) && control.holds(Hold::User) && control.order(false));
-        assert_eq!(counts(&control), (2, 3));
+    }
+
+    #[test]
+    fn a_person_cannot_overtake_a_migration_and_its_hold_is_known_at_the_switch() {
+        let (events, _queue) = event_queue().unwrap();
+        let control = RunControl::new(Counter::default(), Hold::Building, events);
+        control.release(Hold::Building);
+        assert_eq!(control.stop(), Ok(()));
+        control.hold(Hold::Migration);
+        assert_eq!(control.cont(), Err(Hold::Migration));
+        assert!(control.holds(Hold::User), "the guest arrives paused");
+        control.release(Hold::Migration);
+        assert_eq!(control.cont(), Ok(()));
+        control.hold(Hold::Migration);
+        assert_eq!(control.stop(), Err(Hold::Migration));
+        control.exchange(Hold::Migration, Hold::GivenUp);
+        assert_eq!(control.cont(), Err(Hold::GivenUp));
+    }
+
+    struct Stuck(Barrier);
+
+    impl Machinery for Stuck {
+        fn halt(&self) {
+            self.0.wait();
+            self.0.wait();
+        }
+
+        fn go(&self) {}
+    }
+
+    #[test]
+    fn who_only_asks_does_not_wait_for_a_disk() {
+        let (events, _queue) = event_queue().unwrap();
+        let control = RunControl::new(Stuck(Barrier::new(2)), Hold::Building, events);
+        control.release(Hold::Building);
+        std::thread::scope(|scope| {
+            scope.spawn(|| control.hold(Hold::Migration));
+            control.machinery().0.wait();
+            assert!(control.holds(Hold::Migration) && !control.is_running());
+            control.machinery().0.wait();
+        });
     }
 }

@@ -38,7 +38,7 @@ pub enum RunError {
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The other end of the serial port or the console.
-    #[error("{flag} {given}")]
+    #[error("{flag} {given}: can't be opened; does the directory exist, and may you write it?")]
     Port {
         /// The flag.
         flag: &'static str,

@@ -83,7 +83,7 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
         let _ = inbox.wake.read();
         inbox.queue.try_iter().for_each(|notice| machine.notice(notice));
         if let Some(signal) = signals.take() {
-            machine.end(Ok(ExitReason::Signal(signal)));
+            machine.end_by_signal(signal);
         }
         machine.look_at_lines();
         if machine.wants_new() {

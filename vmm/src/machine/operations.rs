@@ -58,13 +58,6 @@ impl Machine {
         if run.is_running() { RunState::Running } else { RunState::Paused }
     }
 
-    fn order(&self, stop: bool) -> Result<(), CommandError> {
-        if self.core.run().order(stop) {
-            return Ok(());
-        }
-        Err(CommandError::illegal("a migration has just come to its last stage: wait for its end, or cancel it"))
-    }
-
     fn facts(&self) -> MachineFacts {
         let threads = self.core.vcpus().thread_ids();
         let cpus = (0u32..).zip(threads).map(|(index, thread_id)| CpuFacts { index, thread_id }).collect();
@@ -123,6 +116,15 @@ fn begun(mut report: Report) -> Report {
     report
 }
 
+/// The state has changed between the check of a command and the command itself.
+fn not_now(hold: Hold) -> CommandError {
+    CommandError::illegal(match hold {
+        Hold::Migration => "the guest is on its way: wait for the migration, or cancel it",
+        Hold::GivenUp => "the guest was given to the destination",
+        _ => "there is no guest here to stop or start now",
+    })
+}
+
 impl Operations for Handle {
     fn facts(&self) -> MachineFacts {
         self.lock().facts()
@@ -133,11 +135,11 @@ impl Operations for Handle {
     }
 
     fn stop(&mut self) -> Result<(), CommandError> {
-        self.lock().order(true)
+        self.lock().core.run().stop().map_err(not_now)
     }
 
     fn cont(&mut self) -> Result<(), CommandError> {
-        self.lock().order(false)
+        self.lock().core.run().cont().map_err(not_now)
     }
 
     fn quit(&mut self) -> Result<(), CommandError> {
@@ -164,8 +166,8 @@ impl Operations for Handle {
 
     fn powerdown(&mut self) -> Result<(), CommandError> {
         let machine = self.lock();
-        machine.sink.post(Event::Powerdown);
         if machine.core.devices().press_power_button() {
+            machine.sink.post(Event::Powerdown);
             return Ok(());
         }
         Err(CommandError::illegal("the guest does not listen to the power button: it needs a kernel with ACPI"))

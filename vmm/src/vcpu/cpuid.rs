@@ -75,12 +75,17 @@ const LEAF_TIMING: u32 = 0x4000_0010;
 const LEAF_HYPERVISOR: u32 = 0x4000_0000;
 const LEAF_AMD_CORES: u32 = 0x8000_0008;
 
+const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
+const LEAF_SVM: u32 = 0x8000_000a;
+
+const ECX_VMX: u32 = 1 << 5;
+const ECX_SVM: u32 = 1 << 2;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 
-/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, limited to `profile`, less `hidden`. The
-/// performance counters stay hidden: their state doesn't travel.
+/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, limited to `profile`, less `hidden`.
+/// Performance counters, VMX and SVM stay hidden: their state doesn't travel.
 pub fn template(
     kvm: &Kvm,
     cpus: u32,
@@ -102,12 +107,13 @@ pub fn template(
     for entry in &mut leaves {
         match entry.leaf {
             LEAF_FEATURES => {
-                entry.ecx |= ECX_HYPERVISOR;
+                entry.ecx = (entry.ecx | ECX_HYPERVISOR) & !ECX_VMX;
                 if kvm.check_extension(Cap::TscDeadlineTimer) {
                     entry.ecx |= ECX_TSC_DEADLINE;
                 }
             }
-            LEAF_PMU => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            LEAF_AMD_FEATURES => entry.ecx &= !ECX_SVM,
+            LEAF_PMU | LEAF_SVM => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             LEAF_HYPERVISOR => entry.eax = entry.eax.max(LEAF_TIMING),
             _ => {}
         }
