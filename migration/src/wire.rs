@@ -127,6 +127,7 @@ impl<'a> Wire<'a> {
         let length = out.len() - HEADER_BYTES;
         let result = self.seal(frame, flags, &mut out, length).and_then(|()| {
             self.send_spans(&mut [OutSpan::bytes(&out)], false, state)?;
+            self.frame_sent();
             Ok(out.len() as u64)
         });
         self.out = out;
@@ -150,7 +151,14 @@ impl<'a> Wire<'a> {
         self.message_bytes += HEADER_BYTES as u64;
         self.send_spans(&mut [OutSpan::bytes(records)], !data.is_empty(), STATE)?;
         self.cut_sending = !data.is_empty();
-        self.send_spans(data, false, STATE)
+        self.send_spans(data, false, STATE)?;
+        self.frame_sent();
+        Ok(())
+    }
+
+    /// Numbers are for frames that were sent: one that a cancel kept back leaves its number to the farewell.
+    fn frame_sent(&mut self) {
+        self.sent_frames = self.sent_frames.wrapping_add(1);
     }
 
     /// Writes the header in front of `out`, of which all behind the header is covered by the checksum.
@@ -176,7 +184,6 @@ impl<'a> Wire<'a> {
             checksum: 0,
         };
         header.seal(out);
-        self.sent_frames = self.sent_frames.wrapping_add(1);
         Ok(())
     }
 

@@ -67,3 +67,29 @@ impl Wire<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Connection;
+    use crate::control::{Control, Unobserved};
+    use crate::wire::RoundEnd;
+
+    #[test]
+    fn a_message_that_a_cancel_kept_back_leaves_no_gap_before_the_farewell() {
+        let control = |side| Control::new(side, Box::new(Unobserved)).unwrap();
+        let (ours, theirs) = (control(Side::Source), control(Side::Destination));
+        let (one, other) = Connection::pair().unwrap();
+        let mut source = Wire::new(one.with_timeout(Duration::from_millis(50)), Side::Source, &ours);
+        let mut destination = Wire::new(other, Side::Destination, &theirs);
+        source.send_magic().unwrap();
+        destination.receive_magic().unwrap();
+        assert!(ours.cancel());
+        let message = RoundEnd { pages: 0, last: false };
+        let error = source.send(FrameType::RoundEnd, &message, "ending a round").unwrap_err();
+        assert!(matches!(error, MigrationError::Cancelled));
+        source.farewell(&error);
+        let heard = destination.expect::<RoundEnd>(FrameType::RoundEnd, "receiving memory").unwrap_err();
+        assert!(matches!(heard, MigrationError::Peer { .. }), "{heard}");
+    }
+}
