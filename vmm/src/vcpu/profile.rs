@@ -39,7 +39,7 @@ const fn bits(list: &[u32]) -> u32 {
     out
 }
 
-/// FPU, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, CLFLUSH, MMX, FXSR, SSE, SSE2 are the baseline.
+/// FPU, TSC, MSR, PAE, CX8, APIC, PGE, CMOV, CLFLUSH, MMX, FXSR, SSE, SSE2 are the baseline.
 const EDX1_REQUIRED: u32 = bits(&[0, 4, 5, 6, 8, 9, 13, 15, 19, 23, 24, 25, 26]);
 /// Besides: VME, DE, PSE, MCE, SEP, MTRR, MCA, PAT, PSE36, SS, HTT.
 const EDX1_ALLOWED: u32 = EDX1_REQUIRED | bits(&[1, 2, 3, 7, 11, 12, 14, 16, 17, 27, 28]);
