@@ -1,8 +1,9 @@
 //! `tern migrate`: starts a migration, watches it, and says how it ended.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use serde_json::{Map, Value, json};
@@ -22,7 +23,8 @@ Examples:
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --json | jq .downtime.total_us
   tern migrate --control /tmp/a.sock --resolve run
 
-The first Ctrl-C cancels the migration and waits until the guest is back; the second one leaves at once.";
+The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at
+least a second later, leaves at once.";
 
 /// How often the state is asked for.
 const POLL: Duration = Duration::from_millis(100);
@@ -162,16 +164,55 @@ pub(super) fn run(args: &MigrateArgs) -> Result<Exit, Failure> {
     conclude(&ended, uri).map(|()| shown)
 }
 
-/// Ctrl-C pressed so often.
-static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
-
-extern "C" fn on_interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    INTERRUPTS.fetch_add(1, Ordering::Relaxed);
-}
-
 fn listen_for_interrupts() -> Result<(), Failure> {
+    LISTENING_SINCE.get_or_init(Instant::now);
     vmm_sys_util::signal::register_signal_handler(libc::SIGINT, on_interrupt)
         .map_err(|error| Failure::text(Exit::Failure, format!("can't listen for Ctrl-C: {error}")))
+}
+
+/// What Ctrl-C has asked for. One press may arrive as several signals, because a shell or `timeout` signals the
+/// process and its group: what comes within [`SAME_PRESS_MS`] of the first is the first.
+struct Interrupts {
+    /// When the first came, in milliseconds; [`Self::NONE`] before.
+    first_ms: AtomicU64,
+    leave: AtomicBool,
+}
+
+const SAME_PRESS_MS: u64 = 1000;
+
+static INTERRUPTS: Interrupts = Interrupts::new();
+static LISTENING_SINCE: OnceLock<Instant> = OnceLock::new();
+
+impl Interrupts {
+    const NONE: u64 = u64::MAX;
+
+    const fn new() -> Self {
+        Self { first_ms: AtomicU64::new(Self::NONE), leave: AtomicBool::new(false) }
+    }
+
+    /// A signal at this time. Called by a signal handler: atomic operations only.
+    fn press(&self, now_ms: u64) {
+        match self.first_ms.compare_exchange(Self::NONE, now_ms, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(first_ms) if now_ms.saturating_sub(first_ms) >= SAME_PRESS_MS => {
+                self.leave.store(true, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    fn cancels(&self) -> bool {
+        self.first_ms.load(Ordering::Relaxed) != Self::NONE
+    }
+
+    fn leaves(&self) -> bool {
+        self.leave.load(Ordering::Relaxed)
+    }
+}
+
+extern "C" fn on_interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // Set before the handler was; reading it and the monotonic clock is allowed here (signal-safety(7)).
+    let Some(since) = LISTENING_SINCE.get() else { return };
+    INTERRUPTS.press(u64::try_from(since.elapsed().as_millis()).unwrap_or(0));
 }
 
 /// Watches until the migration is over, and returns what `query-migrate` says then.
@@ -187,18 +228,14 @@ fn watch(client: &mut Client, show: bool) -> Result<Value, Failure> {
             }
             _ => progress.show(&state),
         }
-        match INTERRUPTS.load(Ordering::Relaxed) {
-            0 => {}
-            1 if !cancelled => {
-                cancelled = true;
-                client.execute("migrate_cancel", json!({}))?;
-            }
-            1 => {}
-            _ => {
-                progress.end();
-                let text = "left; the migration may still run: `tern status` shows it, `tern cancel` ends it";
-                return Err(Failure::text(Exit::Failure, text));
-            }
+        if INTERRUPTS.leaves() {
+            progress.end();
+            let text = "left; the migration may still run: `tern status` shows it, `tern cancel` ends it";
+            return Err(Failure::text(Exit::Failure, text));
+        }
+        if INTERRUPTS.cancels() && !cancelled {
+            cancelled = true;
+            client.execute("migrate_cancel", json!({}))?;
         }
         thread::sleep(POLL);
     }
@@ -314,6 +351,19 @@ mod tests {
         let failure = watch(&mut client, false).unwrap_err();
         assert!(failure.text.contains("has the process ended?"), "{failure:?}");
         server.join().unwrap();
+    }
+
+    #[test]
+    fn signals_within_a_second_are_one_press() {
+        let pressed = |times: &[u64]| {
+            let interrupts = Interrupts::new();
+            times.iter().for_each(|time_ms| interrupts.press(*time_ms));
+            (interrupts.cancels(), interrupts.leaves())
+        };
+        assert_eq!(pressed(&[]), (false, false));
+        assert_eq!(pressed(&[0]), (true, false));
+        assert_eq!(pressed(&[5_000, 5_000, 5_999]), (true, false));
+        assert_eq!(pressed(&[5_000, 5_001, 6_000]), (true, true));
     }
 
     #[test]
