@@ -10,6 +10,12 @@ use tern_guest_images::{ImagePaths, Kind, Progress, build, images, path};
 
 use super::{Exit, Failure, print, print_json};
 
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  tern image list
+  tern image build linux
+  tern image path linux";
+
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Build an image, if it isn't there yet; minutes for a Linux kernel

@@ -71,7 +71,8 @@ impl Args for ParameterArgs {
                 (default, _) => format!("{default} {}", row.unit),
             };
             let unit = if row.unit == "bytes/s" { "SIZE/s" } else { "TIME" };
-            let help = format!("{} [default: {default}]", row.meaning.trim_end_matches('.'));
+            let meaning = row.meaning.trim_end_matches('.');
+            let help = format!("{meaning} [{}: {}; default: {default}]", row.unit, row.legal());
             Arg::new(row.name)
                 .long(row.name)
                 .value_name(unit)
@@ -294,6 +295,16 @@ mod tests {
         assert_eq!(Value::Object(args.parameters.parameters), expected);
         assert_eq!(args.parameters.capabilities, [json!({"capability": "events", "state": false})]);
         assert!(parse("unix:/m").unwrap().parameters.parameters.is_empty());
+    }
+
+    #[test]
+    fn help_shows_each_parameters_unit_range_and_default() {
+        let help = parse("--help").unwrap_err();
+        for row in PARAMETERS {
+            let shown = format!("[{}: {}; default: ", row.unit, row.legal());
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words(&help).contains(&shown), "no {shown} in {help}");
+        }
     }
 
     #[test]

@@ -30,11 +30,23 @@ use crate::host::{HostFacts, show};
 
 /// A small KVM hypervisor whose guests migrate, running, to another process
 #[derive(Debug, Parser)]
-#[command(name = "tern", version, after_help = exit::EXIT_CODES, max_term_width = 110)]
+#[command(name = "tern", version, after_help = after_help(), max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+fn after_help() -> String {
+    format!("{EXAMPLES}\n\n{}", exit::EXIT_CODES)
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tern host
+  tern run --image pulse --control /tmp/a.sock --serial unix:/tmp/a.console &
+  tern run --incoming unix:/tmp/m.sock --control /tmp/b.sock --serial unix:/tmp/b.console &
+  tern migrate --control /tmp/a.sock unix:/tmp/m.sock
+  tern COMMAND --help";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -70,7 +82,7 @@ enum Command {
     #[command(after_help = "Examples:\n  tern host\n  tern host --json | jq .kind")]
     Host(HostArgs),
     /// Build and find guest images
-    #[command(subcommand)]
+    #[command(subcommand, after_help = image::EXAMPLES)]
     Image(image::ImageCommand),
 }
 
@@ -190,12 +202,11 @@ mod tests {
     fn every_command_has_an_example() {
         let mut cli = Cli::command();
         cli.build();
-        for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
-            let leaves: Vec<_> = command.get_subcommands().filter(|leaf| leaf.get_name() != "help").collect();
-            for command in if leaves.is_empty() { vec![command] } else { leaves } {
-                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-                assert!(help.contains("tern "), "{} has no example", command.get_name());
-            }
+        let mut commands = vec![&cli];
+        while let Some(command) = commands.pop() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example") && help.contains("  tern "), "{} has none", command.get_name());
+            commands.extend(command.get_subcommands().filter(|inner| inner.get_name() != "help"));
         }
     }
 }

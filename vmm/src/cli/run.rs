@@ -9,9 +9,10 @@ use super::exit::Exit;
 use super::plan::Plan;
 use super::{Failure, print_json};
 use crate::config::{
-    BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DiskConfig, Incoming, KernelSource, NetConfig,
-    NetForm, SerialConfig, VmConfig,
+    BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DiskConfig, Incoming, KernelSource,
+    MEMORY_LIMIT_BYTES, NetConfig, NetForm, SerialConfig, VmConfig,
 };
+use crate::layout;
 use crate::machine::{self, ExitReason, RunError};
 
 pub(super) const EXAMPLES: &str = "\
@@ -45,11 +46,9 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     cmdline: String,
-    /// Virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(CPU_LIMIT)))]
+    #[arg(long, value_name = "N", help = format!("Virtual CPUs, 1 to {CPU_LIMIT}"), default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(CPU_LIMIT)))]
     cpus: u8,
-    /// Guest memory, such as 512M, 2G or 1.5G
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    #[arg(long, value_name = "SIZE", help = memory_help(), default_value = "256M")]
     memory: ByteSize,
     /// Disk: a raw file or block device; may be repeated (vda, vdb, ..)
     #[arg(long = "disk", value_name = "FILE[,readonly]")]
@@ -91,6 +90,11 @@ pub struct RunArgs {
     /// With --dry-run: as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
+}
+
+fn memory_help() -> String {
+    let (least, most) = (ByteSize(layout::MIN_MEMORY_BYTES), ByteSize(MEMORY_LIMIT_BYTES));
+    format!("Guest memory, such as 512M, 2G or 1.5G; {least} to {most}")
 }
 
 impl RunArgs {
@@ -182,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn help_shows_the_ranges() {
+        let help = parse("--help").unwrap_err();
+        for range in ["1 to 32", "2 MiB to 4 TiB"] {
+            assert!(help.contains(range), "no {range} in {help}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_flag_and_the_value() {
         for (line, expected) in [
             ("--image x --memory 12Q", ["'12Q'", "--memory"]),
@@ -191,7 +203,7 @@ mod tests {
             ("--image x --frobnicate", ["--frobnicate", "unexpected"]),
             ("--image x --kernel y", ["--kernel", "--image"]),
             ("--incoming exec:x", ["'exec:x'", "--incoming"]),
-            ("--incoming defer --image x", ["--incoming", "--image"]),
+            ("--incoming defer --paused", ["--incoming", "--paused"]),
         ] {
             let text = parse(line).unwrap_err();
             assert!(expected.iter().all(|part| text.contains(part)), "{line}: {text}");
