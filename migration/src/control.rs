@@ -32,6 +32,8 @@ pub struct Control {
     pub(crate) observer: Box<dyn Observer>,
     started: Instant,
     report: Mutex<Arc<Report>>,
+    /// Held while a status is told, so that none comes in front of one that was there before it.
+    telling: Mutex<()>,
 }
 
 impl Control {
@@ -42,13 +44,28 @@ impl Control {
             observer,
             started: Instant::now(),
             report: Mutex::new(Arc::new(Report::new(side))),
+            telling: Mutex::new(()),
         }))
     }
 
     /// Cancels the attempt: a read or write that waits ends at once. `true`: it will not complete, and the
     /// guest stays on the source. `false`: too late, the guest has been given up or the attempt is over.
     pub fn cancel(&self) -> bool {
-        self.cancel.cancel()
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.cancel.is_cancelled();
+        let accepted = self.cancel.cancel();
+        if accepted && !known {
+            self.observer.status(Status::Cancelling);
+        }
+        accepted
+    }
+
+    /// Tells the observer. Between `cancelling` and the end nothing else is news.
+    pub(crate) fn tell(&self, status: Status) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.is_final() || !self.cancel.is_cancelled() {
+            self.observer.status(status);
+        }
     }
 
     /// The report as last published: at most 100 ms old while the guest runs. Never waits for the migration.
@@ -74,7 +91,7 @@ impl Control {
         (report.status, report.total_us) = (status, self.elapsed_us());
         report.error = error.map(ErrorReport::from);
         self.publish(&report);
-        self.observer.status(status);
+        self.tell(status);
     }
 
     pub(crate) fn publish(&self, report: &Report) {

@@ -132,7 +132,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     fn set_status(&mut self, status: Status) {
         self.report.status = status;
         self.publish();
-        self.control.observer.status(status);
+        self.control.tell(status);
     }
 
     fn publish(&mut self) {

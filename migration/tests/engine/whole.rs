@@ -180,6 +180,30 @@ fn both_reports_say_the_same_and_the_observer_hears_each_status() {
 }
 
 #[test]
+fn an_accepted_cancel_is_told_once_and_before_its_end() {
+    let notes = Notes::default();
+    let heard = Arc::clone(&notes.0);
+    let controls = [Control::new(Side::Source, Box::new(notes)).unwrap(), control(Side::Destination)];
+    let options = Options { region_pages: vec![3000], ..Options::default() };
+    let live = LiveParameters::default();
+    live.merge(serde_json::json!({"max-bandwidth": 300_000}).as_object().unwrap()).unwrap();
+    let pair = tern_migration::channel::Connection::pair().unwrap();
+    let (source, destination) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
+    std::thread::scope(|scope| {
+        let kept = Arc::clone(&controls[0]);
+        let running = scope.spawn(|| run(source, destination, pair, &live, controls));
+        while kept.report().status != Status::Active {
+            std::thread::yield_now();
+        }
+        assert!(kept.cancel() && kept.cancel());
+        assert_eq!(running.join().unwrap().source_report.status, Status::Cancelled);
+    });
+    let heard = heard.lock().unwrap();
+    assert_eq!(heard.iter().filter(|word| *word == "cancelling").count(), 1, "{heard:?}");
+    assert_eq!(heard[heard.len() - 2..], ["cancelling", "cancelled"]);
+}
+
+#[test]
 fn the_dirty_log_is_stopped_after_success() {
     let options = Options::default();
     let source = FakeVm::booted(options.clone()).unwrap();
