@@ -26,6 +26,7 @@ mod acpi_pm;
 mod bus;
 mod i8042;
 mod irq;
+mod path;
 mod port;
 mod rtc;
 mod serial;

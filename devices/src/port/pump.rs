@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,14 +216,19 @@ impl Pump {
             // A client that went away is no news; what it didn't read waits for the next one.
             Link::Unix { client, .. } => *client = None,
             // A closed pipe or a full disk: the guest goes on, the bytes are lost and counted.
-            Link::Stdio { .. } | Link::File(_) => self.lose_chunk(error),
+            Link::Stdio { .. } => self.lose_chunk(error, "standard output".into()),
+            Link::File(file) => {
+                let path = crate::path::of(file);
+                self.lose_chunk(error, path);
+            }
         }
     }
 
-    fn lose_chunk(&mut self, error: &io::Error) {
+    fn lose_chunk(&mut self, error: &io::Error, path: PathBuf) {
         let mut buffers = lock(&self.shared.buffers);
         if buffers.lost_bytes == 0 {
-            tracing::warn!(%error, "output of the guest's port is lost");
+            let path = path.display();
+            tracing::warn!(%path, %error, "the guest's output is lost, and the guest goes on; if the disk is full, make room");
         }
         buffers.lost_bytes += self.chunk.len() as u64;
         self.chunk.clear();

@@ -85,7 +85,12 @@ impl Disk {
         if self.failed_before.swap(true, Ordering::Relaxed) {
             tracing::debug!(?operation, %error, "a disk request failed on the host");
         } else {
-            tracing::warn!(?operation, %error, "a disk request failed on the host; the guest sees an I/O error");
+            let path = crate::path::of(&self.file);
+            let path = path.display();
+            tracing::warn!(
+                %path, ?operation, %error,
+                "a disk request failed on the host, and the guest sees an I/O error; if its disk is full, make room"
+            );
         }
     }
 
