@@ -36,7 +36,7 @@ record! {
         [7] lapic: Vec<u8>,
         /// Frequency of the TSC that the guest sees.
         [8] tsc_khz: u32,
-        /// Guest TSC minus the host's, where the host can say.
+        /// Guest TSC minus the host's, where the host can say and doesn't scale it.
         [9] tsc_offset: Option<u64>,
         /// Model-specific registers.
         [10] msrs: Vec<MsrV1>,
@@ -52,19 +52,22 @@ record! {
 pub struct StateAccess {
     sregs2: bool,
     tsc_offset: bool,
+    /// Frequency of the host's TSC.
+    host_tsc_khz: u32,
     xsave_bytes: usize,
     xsave: Vec<u64>,
     msrs: Vec<u32>,
 }
 
 impl StateAccess {
-    /// Finds out what this vCPU has; after its CPUID is set.
+    /// Finds out what this vCPU has; after its CPUID is set, and before its TSC's frequency is.
     pub fn new(vm: &VmFd, vcpu: &VcpuFd, msr_candidates: &[u32]) -> Result<Self, VcpuError> {
         let xsave2 = vm.check_extension_raw(u64::from(KVM_CAP_XSAVE2));
         let xsave_bytes = usize::try_from(xsave2).unwrap_or(0).max(XSAVE_BYTES_MIN);
         Ok(Self {
             sregs2: vm.check_extension_raw(u64::from(KVM_CAP_SREGS2)) > 0,
             tsc_offset: kvm::has_tsc_offset(vcpu),
+            host_tsc_khz: vcpu.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))?,
             xsave_bytes,
             xsave: vec![0; xsave_bytes.div_ceil(8)],
             msrs: msr::readable(vcpu, msr_candidates)?,
@@ -91,7 +94,7 @@ impl StateAccess {
         let debug_regs = vcpu.get_debug_regs().map_err(VcpuError::kvm("GET_DEBUGREGS"))?;
         let lapic = vcpu.get_lapic().map_err(VcpuError::kvm("GET_LAPIC"))?;
         let tsc_khz = vcpu.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))?;
-        let tsc_offset = if self.tsc_offset {
+        let tsc_offset = if self.tsc_offset && !is_scaled(self.host_tsc_khz, tsc_khz) {
             Some(kvm::get_tsc_offset(vcpu).map_err(VcpuError::io("GET_DEVICE_ATTR (TSC offset)"))?)
         } else {
             None
@@ -179,6 +182,8 @@ impl StateAccess {
         let mut page = kvm_lapic_state::default();
         page.regs.iter_mut().zip(lapic).for_each(|(to, from)| *to = from.cast_signed());
         vcpu.set_lapic(&page).map_err(VcpuError::kvm("SET_LAPIC"))?;
+        // An offset is counted from the host's TSC as scaled, which the other host's says nothing of.
+        let tsc_offset = tsc_offset.filter(|_| !is_scaled(self.host_tsc_khz, *tsc_khz));
         self.set_time_and_msrs(vcpu, msrs, tsc_offset)?;
         vcpu.set_vcpu_events(&events.into()).map_err(VcpuError::kvm("SET_VCPU_EVENTS"))
     }
@@ -224,6 +229,11 @@ impl StateAccess {
 /// Tolerance of the TSC frequency between hosts without scaling, in parts per million, as KVM has it.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
+/// Does KVM scale a guest's TSC of this frequency?
+fn is_scaled(host_khz: u32, guest_khz: u32) -> bool {
+    u64::from(host_khz.abs_diff(guest_khz)) * 1_000_000 > u64::from(host_khz) * TSC_TOLERANCE_PPM
+}
+
 fn set_tsc_khz(vcpu: &VcpuFd, wanted: u32) -> Result<(), VcpuError> {
     let here = vcpu.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))?;
     if here == wanted {
@@ -231,9 +241,7 @@ fn set_tsc_khz(vcpu: &VcpuFd, wanted: u32) -> Result<(), VcpuError> {
     }
     match vcpu.set_tsc_khz(wanted) {
         Ok(()) => Ok(()),
-        Err(_) if u64::from(here.abs_diff(wanted)) * 1_000_000 <= u64::from(wanted) * TSC_TOLERANCE_PPM => {
-            Ok(())
-        }
+        Err(_) if !is_scaled(here, wanted) => Ok(()),
         Err(source) => Err(VcpuError::TscKhz { wanted, here, source }),
     }
 }
@@ -288,5 +296,20 @@ fn sregs_of(new: &kvm_sregs2) -> kvm_sregs {
         efer,
         apic_base,
         interrupt_bitmap,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_of_another_frequency_has_a_scaled_tsc() {
+        assert!(
+            !is_scaled(2_000_000, 2_000_000)
+                && !is_scaled(2_000_000, 2_000_500)
+                && !is_scaled(2_000_000, 1_999_500)
+        );
+        assert!(is_scaled(2_000_000, 2_000_501) && is_scaled(2_600_000, 2_000_000));
     }
 }
