@@ -68,10 +68,9 @@ impl<'a> Agent<'a> {
         let before = self.serial.text().len();
         self.serial.write(&format!("{command}\n"));
         self.serial.wait(&format!("the answer to `{command}`"), |text| {
-            let said = text.get(before..)?;
-            let (_, answer) = said.split_once('\n')?;
-            let (answer, _) = answer.split_once(PROMPT)?;
-            Some(answer.replace('\r', ""))
+            // The echo of the command, its answer, and the next prompt.
+            let (_, answer) = text.get(before..)?.split_once(command)?.1.split_once('\n')?;
+            Some(answer.split_once(PROMPT)?.0.replace('\r', ""))
         })
     }
 

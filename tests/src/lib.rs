@@ -7,7 +7,7 @@
 //! serial   what its guest prints; pulse and agent read what the two guests say, and check it
 //! migrate  moves a guest from one process to another, and shows both reports
 //! proxy    a link between the two that holds, cuts or garbles at a chosen frame or byte
-//! host     what the host has: KVM, root
+//! host     what the host has: KVM, root; namespace makes a network of a test's own
 //! ```
 //!
 //! A step that fails panics with everything a person needs: here a failed step is a failed test.
@@ -18,6 +18,7 @@ pub mod binary;
 pub mod host;
 pub mod limit;
 pub mod migrate;
+pub mod namespace;
 pub mod proxy;
 pub mod pulse;
 pub mod qmp;
@@ -28,6 +29,7 @@ pub mod tern;
 pub use agent::Agent;
 pub use host::{kvm_or_skip, root_or_skip};
 pub use migrate::{Moved, migrate};
+pub use namespace::Namespace;
 pub use proxy::{Direction, Fault, Frame, Place, Proxy};
 pub use pulse::PulseLog;
 pub use qmp::Qmp;

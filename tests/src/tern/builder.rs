@@ -48,6 +48,7 @@ pub struct TernBuilder {
     serial: SerialKind,
     incoming: Option<Incoming>,
     flags: Vec<OsString>,
+    namespace: Option<String>,
 }
 
 impl Default for TernBuilder {
@@ -60,7 +61,15 @@ impl TernBuilder {
     /// 64 MiB, one vCPU, serial port into a file, nothing to boot.
     pub fn new() -> Self {
         let (boot, flags) = (Vec::new(), Vec::new());
-        Self { boot, memory: "64M".to_owned(), cpus: 1, serial: SerialKind::File, incoming: None, flags }
+        Self {
+            boot,
+            memory: "64M".to_owned(),
+            cpus: 1,
+            serial: SerialKind::File,
+            incoming: None,
+            flags,
+            namespace: None,
+        }
     }
 
     /// `--image NAME`.
@@ -122,6 +131,12 @@ impl TernBuilder {
         self.flag("--net").flag(format!("tap={tap}"))
     }
 
+    /// The process sees the network of this namespace.
+    pub fn in_namespace(mut self, namespace: &crate::Namespace) -> Self {
+        self.namespace = Some(namespace.name().to_owned());
+        self
+    }
+
     /// Any other flag or value.
     pub fn flag(mut self, word: impl Into<OsString>) -> Self {
         self.flags.push(word.into());
@@ -166,7 +181,15 @@ impl TernBuilder {
     }
 
     fn spawn(&self, folder: TempDir) -> Tern {
-        let mut command = Command::new(tern_binary());
+        let mut command = match &self.namespace {
+            None => Command::new(tern_binary()),
+            // It becomes the program that it is told to run: the process is the same.
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(tern_binary());
+                command
+            }
+        };
         command.args(self.arguments(folder.path())).stdin(Stdio::null());
         let file = |name| {
             let made = File::create(folder.path().join(name));

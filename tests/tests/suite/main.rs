@@ -1,7 +1,13 @@
 //! Real guests through the built binary. Every test starts processes of its own and leaves none behind, so they
 //! run side by side; only the tests of the Linux guest, whose boot takes seconds, share one among several checks.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests: what is missing fails them")]
+
 mod boot;
+mod command_line;
+mod control;
+mod kernel_files;
+mod linux;
 mod migration;
 mod parameters;
 mod phases;
