@@ -1,6 +1,7 @@
 //! What others may do with a migration that runs: watch it, read its report, cancel it.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -15,6 +16,10 @@ pub trait Observer: Send + Sync {
     fn status(&self, status: Status);
     /// Pass number `pass` begins; the first is 1.
     fn pass(&self, pass: u32);
+    /// A destination has turned somebody away who did not introduce itself as a source; `text` says why.
+    fn turned_away(&self, text: &str) {
+        let _ = text;
+    }
 }
 
 /// Tells nobody.
@@ -30,7 +35,9 @@ impl Observer for Unobserved {
 pub struct Control {
     pub(crate) cancel: Cancel,
     pub(crate) observer: Box<dyn Observer>,
-    started: Instant,
+    made: Instant,
+    /// When the attempt's clock started, after `made`.
+    started_us: AtomicU64,
     report: Mutex<Arc<Report>>,
     /// Held while a status is told, so that none comes in front of one that was there before it.
     telling: Mutex<()>,
@@ -42,7 +49,8 @@ impl Control {
         Ok(Arc::new(Self {
             cancel: Cancel::new()?,
             observer,
-            started: Instant::now(),
+            made: Instant::now(),
+            started_us: AtomicU64::new(0),
             report: Mutex::new(Arc::new(Report::new(side))),
             telling: Mutex::new(()),
         }))
@@ -82,7 +90,13 @@ impl Control {
     }
 
     pub(crate) fn elapsed_us(&self) -> u64 {
-        self.started.elapsed().as_micros() as u64
+        let started_us = self.started_us.load(Ordering::Relaxed);
+        (self.made.elapsed().as_micros() as u64).saturating_sub(started_us)
+    }
+
+    /// The attempt starts now: what was before was only waiting for a peer.
+    pub(crate) fn restart_clock(&self) {
+        self.started_us.store(self.made.elapsed().as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Publishes a report that has nothing to say but this: before there is a connection.

@@ -10,16 +10,18 @@
 
 mod agree;
 mod load;
+mod lobby;
 
 use crate::channel::{Connection, Listener};
 use crate::control::Control;
 use crate::error::MigrationError;
 use crate::ram::RamView;
 use crate::stats::{ErrorReport, Report, Side, Status};
-use crate::vm::DestinationVm;
-use crate::wire::Wire;
+use crate::vm::{DestinationVm, PAGE_BYTES};
+use crate::wire::{Peer, Wire, introduce};
 
 use self::agree::Connected;
+use self::lobby::Met;
 
 const PUBLISH_EVERY_US: u64 = 100_000;
 
@@ -45,14 +47,21 @@ pub struct ReceiveError<V> {
     pub error: MigrationError,
 }
 
-/// Waits at `listener` for a peer and takes its guest into `vm`; otherwise as [`receive`].
+/// Waits at `listener` for a source, turning everybody else away, and takes its guest into `vm`; otherwise as
+/// [`receive`]. The attempt begins, also for its clock, when the source has introduced itself.
 pub fn receive_from<V: DestinationVm>(
     vm: V,
     listener: &Listener,
     control: &Control,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    match listener.accept(control) {
-        Ok(connection) => receive(vm, connection, control),
+    match lobby::meet(listener, control) {
+        Ok(Met { wire, kind, peer, strangers }) => {
+            let mut attempt = Attempt::new(vm, wire, kind, control);
+            attempt.report.strangers = strangers.count;
+            attempt.report.warnings = strangers.texts;
+            attempt.set_status(Status::Setup);
+            attempt.run(Ok(peer))
+        }
         Err(error) => {
             control.cancel.close();
             let cancelled = matches!(error, MigrationError::Cancelled);
@@ -70,13 +79,11 @@ pub fn receive<V: DestinationVm>(
     connection: Connection,
     control: &Control,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    let ram = RamView::new(vm.ram());
-    let mut attempt = Attempt::new(vm, connection, control);
-    let result = Connected { attempt: &mut attempt, ram: &ram }
-        .agree()
-        .and_then(agree::Agreed::load)
-        .and_then(load::Prepared::start);
-    attempt.finish(result)
+    let kind = connection.kind;
+    let mut attempt = Attempt::new(vm, Wire::new(connection, Side::Destination, control), kind, control);
+    attempt.set_status(Status::Setup);
+    let met = introduce(&mut attempt.wire, Side::Destination);
+    attempt.run(met)
 }
 
 /// Everything that lasts over the phases.
@@ -90,11 +97,21 @@ struct Attempt<'a, V> {
 }
 
 impl<'a, V: DestinationVm> Attempt<'a, V> {
-    fn new(vm: V, connection: Connection, control: &'a Control) -> Self {
+    fn new(vm: V, wire: Wire<'a>, kind: &'static str, control: &'a Control) -> Self {
         let mut report = Report::new(Side::Destination);
-        report.transport = connection.kind;
-        let wire = Wire::new(connection, Side::Destination, control);
+        report.transport = kind;
+        report.memory_bytes = RamView::new(vm.ram()).region_pages().sum::<u64>() * PAGE_BYTES;
         Self { vm, wire, control, report, committed: false, published_us: 0 }
+    }
+
+    /// All phases, if the peer was met.
+    fn run(mut self, met: Result<Peer, MigrationError>) -> Result<Received<V>, Box<ReceiveError<V>>> {
+        let ram = RamView::new(self.vm.ram());
+        let result = met
+            .and_then(|peer| Connected { attempt: &mut self, ram: &ram, peer }.agree())
+            .and_then(agree::Agreed::load)
+            .and_then(load::Prepared::start);
+        self.finish(result)
     }
 
     fn set_status(&mut self, status: Status) {

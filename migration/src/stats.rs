@@ -102,7 +102,10 @@ pub struct Report {
     pub peer_tern_version: String,
     /// Protocol version agreed on; 0 before.
     pub protocol_version: u32,
-    /// From the start until now, or until the end.
+    /// Destination: connections that were turned away before this one, since nobody there introduced itself
+    /// as a source.
+    pub strangers: u64,
+    /// From the start until now, or until the end; at the destination since the source introduced itself.
     pub total_us: u64,
     /// Handshake.
     pub setup_us: u64,
@@ -258,6 +261,7 @@ impl Report {
             transport: "",
             peer_tern_version: String::new(),
             protocol_version: 0,
+            strangers: 0,
             total_us: 0,
             setup_us: 0,
             live_us: 0,
@@ -309,7 +313,17 @@ mod tests {
         report.push_round(Round::default());
         report.downtime = Some(Downtime::default());
         let json = serde_json::to_value(&report).unwrap();
-        let counts = ["pages", "rounds", "raw", "zero", "untouched", "round", "bytes", "protocol_version"];
+        let counts = [
+            "pages",
+            "rounds",
+            "strangers",
+            "raw",
+            "zero",
+            "untouched",
+            "round",
+            "bytes",
+            "protocol_version",
+        ];
         let units = ["_us", "_ms", "_bytes", "_per_s", "page_data", "page_records", "state", "messages"];
         let check = |name: &str, value: &serde_json::Value| {
             let plain = counts.iter().any(|c| name.starts_with(c)) || units.iter().any(|u| name.ends_with(u));

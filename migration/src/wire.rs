@@ -11,7 +11,7 @@ use std::time::Duration;
 use tern_schema::{Record, Writer, decode_record};
 
 pub(crate) use frame::{FLAG_RUNNING, FrameType, HEADER_BYTES, Header, MAGIC};
-pub(crate) use handshake::{differences, introduce};
+pub(crate) use handshake::{Peer, differences, introduce};
 pub(crate) use message::{
     Agreed, Commit, Failed, Hello, Offer, PROTOCOL_MAX, PROTOCOL_MIN, Prepared, ROLE_MAIN, Refused, RoundEnd,
     Running, TERN_VERSION,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -133,12 +133,8 @@ impl Listener {
     pub fn accept(&self, control: &Control) -> Result<Connection, MigrationError> {
         let failed = |source| LinkError::Listen { uri: self.uri.to_string(), source };
         loop {
-            match self.socket.accept() {
-                Ok((socket, _)) => return connection(socket, kind(&self.uri)).map_err(|e| failed(e).into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // The peer was gone before it was accepted.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => return Err(failed(error).into()),
+            if let Some(connection) = self.try_accept()? {
+                return Ok(connection);
             }
             let forever = Duration::from_secs(u64::from(u32::MAX));
             let wake = Some(control.cancel.as_fd());
@@ -148,6 +144,28 @@ impl Listener {
                 return Err(MigrationError::Cancelled);
             }
         }
+    }
+
+    /// A peer that has connected, if there is one.
+    pub(crate) fn try_accept(&self) -> Result<Option<Connection>, MigrationError> {
+        let failed = |source| LinkError::Listen { uri: self.uri.to_string(), source };
+        loop {
+            match self.socket.accept() {
+                Ok((socket, _)) => {
+                    let connection = connection(socket, kind(&self.uri)).map_err(failed)?;
+                    return Ok(Some(connection));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                // The peer was gone before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(failed(error).into()),
+            }
+        }
+    }
+
+    /// The descriptor, to wait for.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

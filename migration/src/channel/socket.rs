@@ -10,6 +10,15 @@ use std::time::Duration;
 use super::span::{InSpan, OutSpan};
 use super::{Direction, Woken};
 
+/// What a peer has said so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// How many bytes were put into the buffer.
+    pub(crate) bytes: usize,
+    /// Nothing will follow what is there.
+    pub(crate) ended: bool,
+}
+
 /// Most spans that one call may have (Linux's UIO_MAXIOV).
 const SPANS_MAX: usize = 1024;
 
@@ -52,6 +61,29 @@ impl Socket {
         timeout: Duration,
     ) -> io::Result<Woken> {
         wait(self.fd.as_fd(), direction, wake, timeout)
+    }
+
+    /// The descriptor, to wait for.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Looks at what can be received, and leaves it there.
+    pub(crate) fn peek(&self, first: &mut [u8]) -> io::Result<Heard> {
+        // The end before the bytes: all that came before it is then among them.
+        let mut entry = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: one entry, which lives over the call; it doesn't wait.
+        retry(|| unsafe { libc::poll(&raw mut entry, 1, 0) as isize })?;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+        let bytes = retry(|| {
+            // SAFETY: the kernel writes at most `first.len()` bytes to `first`, which is borrowed exclusively.
+            unsafe { libc::recv(self.fd.as_raw_fd(), first.as_mut_ptr().cast(), first.len(), flags) }
+        });
+        match bytes {
+            Ok(bytes) => Ok(Heard { bytes, ended: bytes == 0 || entry.revents != 0 }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard { bytes: 0, ended: false }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Says that nothing more will be sent.
@@ -109,6 +141,20 @@ pub(crate) fn wait(
         _ if woken == 0 => Woken::TimedOut,
         _ => Woken::Ready,
     })
+}
+
+/// Waits until any of `fds` can be received from, or for `timeout`; without one as long as it takes.
+pub(crate) fn wait_any(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
+    let entry = |fd: &BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut entries: Vec<libc::pollfd> = fds.iter().map(entry).collect();
+    let timeout_ms = timeout.map_or(-1, |timeout| {
+        libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX)
+    });
+    // SAFETY: `entries` has as many entries as is said and lives over the call.
+    retry(|| unsafe {
+        libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) as isize
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]

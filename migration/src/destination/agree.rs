@@ -1,17 +1,18 @@
-//! Handshake: who is there, and does its guest fit?
+//! Does the source's guest fit?
 
 use super::Attempt;
 use super::load::{Loading, Prepared};
 use crate::error::{MigrationError, ProtocolError};
 use crate::ram::{ENCODINGS_MASK, RamView};
-use crate::stats::{Side, Status};
-use crate::vm::{DestinationVm, PAGE_BYTES, VmFacts};
-use crate::wire::{Agreed as AgreedMessage, FrameType, Offer, differences, introduce};
+use crate::stats::Status;
+use crate::vm::{DestinationVm, VmFacts};
+use crate::wire::{Agreed as AgreedMessage, FrameType, Offer, Peer, differences};
 
-/// Nothing is known of the peer yet.
+/// The source has introduced itself.
 pub(super) struct Connected<'s, 'a, V> {
     pub(super) attempt: &'s mut Attempt<'a, V>,
     pub(super) ram: &'s RamView,
+    pub(super) peer: Peer,
 }
 
 /// The guest will be taken.
@@ -22,10 +23,7 @@ pub(super) struct Agreed<'s, 'a, V> {
 
 impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
     pub(super) fn agree(self) -> Result<Agreed<'s, 'a, V>, MigrationError> {
-        let Self { attempt, ram } = self;
-        attempt.report.memory_bytes = ram.region_pages().sum::<u64>() * PAGE_BYTES;
-        attempt.set_status(Status::Setup);
-        let peer = introduce(&mut attempt.wire, Side::Destination)?;
+        let Self { attempt, ram, peer } = self;
         attempt.report.session = peer.session;
         attempt.report.peer_tern_version = peer.tern_version;
         attempt.report.protocol_version = peer.protocol_version;

@@ -1,16 +1,18 @@
 //! Limits of bandwidth, downtime and time; strangers at the other end; cancels of a stuck peer.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tern_migration::channel::{Connection, connect};
-use tern_migration::destination::receive;
+use tern_migration::channel::{Connection, Listener, connect};
+use tern_migration::destination::{receive, receive_from};
 use tern_migration::fake::{FakeVm, Options};
-use tern_migration::source::{Outcome, migrate};
-use tern_migration::{Blame, LiveParameters, Parameters, Side, config};
+use tern_migration::source::{Outcome, migrate, migrate_to};
+use tern_migration::{Blame, Control, LiveParameters, Observer, Parameters, Side, Status, config};
 
 use crate::harness::{assert_moved, assert_second_succeeds, control, run};
 
@@ -117,6 +119,80 @@ fn a_destination_refuses_a_stranger() {
     let vm = FakeVm::new(Options::default()).unwrap();
     let error = receive(vm, Connection::from_stream(far), &control).unwrap_err().error;
     assert!(error.text().contains("it began with \"GET / HT\""), "{}", error.text());
+}
+
+#[derive(Default)]
+struct TurnedAway(Arc<AtomicU32>);
+
+impl Observer for TurnedAway {
+    fn status(&self, status: Status) {
+        assert_ne!(status, Status::Failed);
+    }
+    fn pass(&self, _: u32) {}
+    fn turned_away(&self, text: &str) {
+        assert!(text.starts_with("a peer was turned away: "), "{text}");
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn strangers_cost_a_waiting_destination_nothing() {
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.uri().to_string().replace("tcp:", "");
+    let stranger = |words: &[u8]| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.write_all(words).unwrap();
+        stream
+    };
+    let header =
+        |kind: u8| [b"TERN-MIG", &[kind, 0, 0, 0][..], &[0; 8], &16u32.to_le_bytes(), &[0; 8]].concat();
+    // Some are silent in front of a hello or in its middle, and stay.
+    let _silent: Vec<TcpStream> = [&b""[..], b"", b"TERN", b"TERN-MIG\x01"].map(stranger).into();
+    let rude: Vec<TcpStream> =
+        [b"GET / HTTP/1.1\r\n", &header(1)[..], &header(7)[..], &header(99)[..]].map(stranger).into();
+    rude.iter().for_each(|stream| stream.shutdown(std::net::Shutdown::Write).unwrap());
+    let away = TurnedAway::default();
+    let count = Arc::clone(&away.0);
+    let there = Control::new(Side::Destination, Box::new(away)).unwrap();
+    let options = Options::default();
+    let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive_from(empty, &listener, &there));
+        while count.load(Ordering::SeqCst) < 4 {
+            std::thread::yield_now();
+        }
+        assert_eq!(there.report().status, Status::None);
+        let (here, started) = (control(Side::Source), Instant::now());
+        let end = migrate_to(source, listener.uri(), &LiveParameters::default(), &here);
+        let took = started.elapsed();
+        assert!(matches!(end.outcome, Outcome::Completed), "{:?}", end.outcome);
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+        assert_eq!(end.vm.first_difference(&receiving.join().unwrap().unwrap().vm), None);
+    });
+    let report = there.report();
+    assert_eq!((report.status, report.strangers, report.warnings.len()), (Status::Completed, 4, 4));
+    assert!(report.warnings[0].contains("it began with \"GET / HT\""), "{:?}", report.warnings);
+}
+
+#[test]
+fn a_silent_peer_is_turned_away_in_time_and_its_wait_is_nobodys_time() {
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut silent = TcpStream::connect(listener.uri().to_string().replace("tcp:", "")).unwrap();
+    let (here, there) = (control(Side::Source), control(Side::Destination));
+    let options = Options::default();
+    let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive_from(empty, &listener, &there));
+        let started = Instant::now();
+        assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
+        assert!((2900..6000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+        let end = migrate_to(source, listener.uri(), &LiveParameters::default(), &here);
+        assert!(matches!(end.outcome, Outcome::Completed), "{:?}", end.outcome);
+        assert!(receiving.join().unwrap().unwrap().running);
+    });
+    let report = there.report();
+    assert_eq!(report.strangers, 1);
+    assert!(report.total_us < 2_000_000 && report.setup_us < 1_000_000, "{} us", report.total_us);
 }
 
 #[test]

@@ -92,7 +92,10 @@ fn the_source_is_killed_in_each_phase() {
         source.kill();
         proxy.cut();
         let mut there = destination.qmp();
-        there.wait_migrate(&["failed"]);
+        // Who says nothing is turned away; it is no migration that could fail.
+        if phase.0 != "nothing was said" {
+            there.wait_migrate(&["failed"]);
+        }
         there.wait_state(&["inmigrate"]);
         let another = Tern::pulse(WORDS).start();
         another.wait_beats(1, 2);

@@ -1,6 +1,7 @@
 //! Migrations as the main thread sees them: started in a thread of their own, ended by a notice.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tern_migration::channel::{Listener, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
@@ -14,6 +15,10 @@ use crate::vm::Vm;
 use super::Machine;
 use super::notice::Notice;
 use super::state::Attempt;
+
+/// How long the end of the process waits for a migration that is past its commit: a round trip, and more.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+const LAST_WORD_POLL: Duration = Duration::from_millis(2);
 
 /// Where a destination listens, for one attempt after the other.
 pub(super) struct Receiver {
@@ -45,6 +50,10 @@ impl Observer for Teller {
         if self.live.get().capabilities.events {
             self.sink.post(Event::MigrationPass { pass: u64::from(pass) });
         }
+    }
+
+    fn turned_away(&self, text: &str) {
+        tracing::warn!("{text}");
     }
 }
 
@@ -134,14 +143,18 @@ impl Machine {
     }
 
     /// Cancels and joins the attempt that runs, so that the peer is told and no socket's file stays. One that
-    /// is past its commit is left alone: it can't be cancelled, and the process needn't wait for it.
+    /// is past its commit can't be cancelled: it gets a moment to have its last word answered.
     pub(super) fn end_attempt(&mut self) {
         let running = self.attempt.as_ref().filter(|attempt| attempt.running);
-        if running.is_some_and(|attempt| attempt.control.cancel())
-            && let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the migration's thread panicked");
+        if let (Some(attempt), Some(thread)) = (running, self.thread.take()) {
+            let cancelled = attempt.control.cancel();
+            let deadline = Instant::now() + LAST_WORD_TIMEOUT;
+            while !cancelled && !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(LAST_WORD_POLL);
+            }
+            if (cancelled || thread.is_finished()) && thread.join().is_err() {
+                tracing::error!("the migration's thread panicked");
+            }
         }
         self.receiver = None;
     }

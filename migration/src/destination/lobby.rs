@@ -1,0 +1,162 @@
+//! Where a destination waits: whoever connects is looked at until it has said hello as a source, or is turned
+//! away. A machine is given to an attempt only then, so that a port scan costs nothing; and all who have
+//! connected are waited for at once, so that one who is silent keeps nobody waiting.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use crate::channel::socket::{Heard, wait_any};
+use crate::channel::{Connection, Listener};
+use crate::control::Control;
+use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::stats::Side;
+use crate::wire::{FrameType, HEADER_BYTES, Header, MAGIC, Peer, Wire, introduce};
+
+/// How long a peer may take for its hello: less than the source waits for the answer to it.
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+/// Who is looked at at once; of more, the one that has waited longest goes.
+const GUESTS_MAX: usize = 16;
+/// A hello that has begun is looked at again after this.
+const HELLO_PAUSE: Duration = Duration::from_millis(10);
+/// Longest hello, with all in front of it.
+const HELLO_BYTES_MAX: usize = MAGIC.len() + HEADER_BYTES + 4096;
+/// Texts on strangers that are kept for the report; all are counted.
+const TEXTS_KEPT: usize = 8;
+const STATE: &str = "waiting for the peer to introduce itself";
+
+/// A source that has introduced itself.
+pub(super) struct Met<'a> {
+    pub(super) wire: Wire<'a>,
+    pub(super) kind: &'static str,
+    pub(super) peer: Peer,
+    pub(super) strangers: Strangers,
+}
+
+/// Who was turned away meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    pub(super) count: u64,
+    pub(super) texts: Vec<String>,
+}
+
+/// Somebody who has connected.
+struct Guest {
+    connection: Connection,
+    since: Instant,
+    /// A part of a hello is there, so that the socket is readable without anything new.
+    began: bool,
+}
+
+/// Waits for a source, as long as it takes. The attempt's clock starts when it is heard.
+pub(super) fn meet<'a>(listener: &Listener, control: &'a Control) -> Result<Met<'a>, MigrationError> {
+    let mut guests: Vec<Guest> = Vec::new();
+    let mut strangers = Strangers::default();
+    let mut turn_away = |error: &MigrationError| strangers.add(error, control);
+    loop {
+        while let Some(connection) = listener.try_accept()? {
+            if guests.len() >= GUESTS_MAX {
+                turn_away(&stalled(guests.remove(0).since));
+            }
+            guests.push(Guest { connection, since: Instant::now(), began: false });
+        }
+        let mut place = 0;
+        while let Some(guest) = guests.get_mut(place) {
+            match guest.look() {
+                Ok(false) => place += 1,
+                Ok(true) => {
+                    control.restart_clock();
+                    let connection = guests.remove(place).connection;
+                    match greet(connection, control) {
+                        Ok((wire, kind, peer)) => return Ok(Met { wire, kind, peer, strangers }),
+                        Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
+                        Err(error) => turn_away(&error),
+                    }
+                }
+                Err(error) => {
+                    turn_away(&error);
+                    guests.remove(place);
+                }
+            }
+        }
+        wait(listener, &guests, control)?;
+    }
+}
+
+impl Strangers {
+    fn add(&mut self, error: &MigrationError, control: &Control) {
+        self.count += 1;
+        let text = format!("a peer was turned away: {}", error.text());
+        control.observer.turned_away(&text);
+        if self.texts.len() >= TEXTS_KEPT {
+            self.texts.remove(0);
+        }
+        self.texts.push(text);
+    }
+}
+
+fn stalled(since: Instant) -> MigrationError {
+    LinkError::Stalled { state: STATE, timeout_ms: since.elapsed().as_millis() as u64 }.into()
+}
+
+impl Guest {
+    /// Is all of a hello there, or something that will never be one? Consumes nothing.
+    fn look(&mut self) -> Result<bool, MigrationError> {
+        let mut first = [0; HELLO_BYTES_MAX];
+        let heard = self.connection.socket.peek(&mut first);
+        let Heard { bytes, ended } = heard.map_err(|source| LinkError::Io { state: STATE, source })?;
+        let first = first.get(..bytes).unwrap_or_default();
+        if ended || is_whole(first)? {
+            return Ok(true);
+        }
+        if self.since.elapsed() >= HELLO_TIMEOUT {
+            return Err(stalled(self.since));
+        }
+        self.began = bytes > 0;
+        Ok(false)
+    }
+}
+
+fn is_whole(first: &[u8]) -> Result<bool, ProtocolError> {
+    let Some((magic, rest)) = first.split_first_chunk::<{ MAGIC.len() }>() else { return Ok(false) };
+    if *magic != MAGIC {
+        return Ok(true);
+    }
+    let Some((header, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else { return Ok(false) };
+    let header = Header::read(header)?;
+    if header.frame != FrameType::Hello {
+        let found = header.frame.info().name;
+        return Err(ProtocolError::Unexpected { found, state: STATE, expected: "hello" });
+    }
+    Ok(rest.len() >= header.length as usize)
+}
+
+/// Reads what is there already and answers it.
+fn greet(
+    connection: Connection,
+    control: &Control,
+) -> Result<(Wire<'_>, &'static str, Peer), MigrationError> {
+    let kind = connection.kind;
+    let mut wire = Wire::new(connection, Side::Destination, control);
+    match introduce(&mut wire, Side::Destination) {
+        Ok(peer) => Ok((wire, kind, peer)),
+        Err(error) => {
+            wire.farewell(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Until somebody connects, speaks or has had its time, or it is cancelled.
+fn wait(listener: &Listener, guests: &[Guest], control: &Control) -> Result<(), MigrationError> {
+    let silent = guests.iter().filter(|guest| !guest.began).map(|guest| guest.connection.socket.as_fd());
+    let fds: Vec<BorrowedFd<'_>> =
+        [control.cancel.as_fd(), listener.as_fd()].into_iter().chain(silent).collect();
+    let left = guests.iter().map(|guest| HELLO_TIMEOUT.saturating_sub(guest.since.elapsed())).min();
+    let pause = guests.iter().any(|guest| guest.began).then_some(HELLO_PAUSE);
+    wait_any(&fds, left.into_iter().chain(pause).min())
+        .map_err(|source| LinkError::Io { state: "waiting for a peer", source })?;
+    if control.cancel.is_cancelled() {
+        return Err(MigrationError::Cancelled);
+    }
+    Ok(())
+}
