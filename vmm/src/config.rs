@@ -138,20 +138,20 @@ pub enum ConfigError {
         given: u64,
     },
     /// Too little or too much memory.
-    #[error("--memory {given_bytes} bytes: legal is {least} to {most}")]
+    #[error("--memory {}: legal is {least} to {most}", given.exact())]
     Memory {
         /// What was asked for.
-        given_bytes: u64,
+        given: ByteSize,
         /// Lower limit, for people.
         least: ByteSize,
         /// Upper limit, for people.
         most: ByteSize,
     },
     /// Memory that isn't whole pages.
-    #[error("--memory {given_bytes} bytes is not a multiple of 4096: the next smaller is {below_bytes}")]
+    #[error("--memory {} is not a multiple of 4096: the next smaller is {below_bytes}", given.exact())]
     MemoryPages {
         /// What was asked for.
-        given_bytes: u64,
+        given: ByteSize,
         /// What would do.
         below_bytes: u64,
     },
@@ -232,14 +232,14 @@ impl VmConfig {
     }
 
     fn check_memory(&self) -> Result<(), ConfigError> {
-        let given_bytes = self.memory_bytes;
-        if !(layout::MIN_MEMORY_BYTES..=MEMORY_LIMIT_BYTES).contains(&given_bytes) {
+        let given = ByteSize(self.memory_bytes);
+        if !(layout::MIN_MEMORY_BYTES..=MEMORY_LIMIT_BYTES).contains(&given.0) {
             let (least, most) = (ByteSize(layout::MIN_MEMORY_BYTES), ByteSize(MEMORY_LIMIT_BYTES));
-            return Err(ConfigError::Memory { given_bytes, least, most });
+            return Err(ConfigError::Memory { given, least, most });
         }
-        let below_bytes = given_bytes / layout::PAGE_BYTES * layout::PAGE_BYTES;
-        if below_bytes != given_bytes {
-            return Err(ConfigError::MemoryPages { given_bytes, below_bytes });
+        let below_bytes = given.0 / layout::PAGE_BYTES * layout::PAGE_BYTES;
+        if below_bytes != given.0 {
+            return Err(ConfigError::MemoryPages { given, below_bytes });
         }
         Ok(())
     }
@@ -294,7 +294,7 @@ mod tests {
         let cases = [
             (VmConfig { cpus: 0, ..machine() }, "--cpus 0: a machine has 1 to 32"),
             (VmConfig { cpus: 33, ..machine() }, "--cpus 33"),
-            (VmConfig { memory_bytes: 4096, ..machine() }, "--memory 4096 bytes: legal is 2 MiB to 4 TiB"),
+            (VmConfig { memory_bytes: 4096, ..machine() }, "--memory 4 KiB (4096 bytes): legal is 2 MiB to 4 TiB"),
             (VmConfig { memory_bytes: (64 << 20) + 5, ..machine() }, "the next smaller is 67108864"),
             (VmConfig { boot: None, ..machine() }, "--kernel FILE or --image NAME, or --incoming"),
             (VmConfig { incoming: Some(Incoming::Defer), ..machine() }, "give --control PATH"),

@@ -52,6 +52,14 @@ fn unit_bytes(unit: &str) -> Option<u64> {
     UNITS.iter().find(|(name, _)| *name == letter).map(|(_, bytes)| *bytes)
 }
 
+impl ByteSize {
+    /// For errors: short and to the byte, as in `10 TiB (10995116277760 bytes)`.
+    pub fn exact(self) -> String {
+        let short = self.to_string();
+        if self.0 < UNITS[1].1 { short } else { format!("{short} ({} bytes)", self.0) }
+    }
+}
+
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, unit) = UNITS.iter().rev().find(|(_, unit)| self.0 >= *unit).unwrap_or(&UNITS[0]);
@@ -108,6 +116,8 @@ mod tests {
         assert_eq!(ByteSize(512 << 20).to_string(), "512 MiB");
         assert_eq!(ByteSize(3 << 29).to_string(), "1.50 GiB");
         assert_eq!(ByteSize(100).to_string(), "100 bytes");
+        assert_eq!(ByteSize(10 << 40).exact(), "10 TiB (10995116277760 bytes)");
+        assert_eq!(ByteSize(100).exact(), "100 bytes");
     }
 
     proptest! {
