@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -64,6 +66,17 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
+    /// One file as two disks, at least one of them writable.
+    #[error(
+        "--disk {}: it is the same file as --disk {}, and what one disk writes would corrupt the other; give each \
+         its own file, or both `,readonly`", path.display(), other.display()
+    )]
+    DiskTwice {
+        /// The later one.
+        path: PathBuf,
+        /// The earlier one.
+        other: PathBuf,
+    },
     /// A network's interface.
     #[error(transparent)]
     OpenTap(#[from] TapError),
@@ -87,13 +100,32 @@ pub enum DeviceError {
     },
 }
 
+/// One file as two disks: each would be written behind the other's back. Readers alone do no harm.
+fn check_shared(config: &VmConfig, files: &[File]) -> Result<(), DeviceError> {
+    let mut seen: Vec<((u64, u64), &DiskConfig)> = Vec::new();
+    for (disk, file) in config.disks.iter().zip(files) {
+        let failed = |source| DeviceError::Disk { path: disk.path.clone(), source };
+        let found = file.metadata().map_err(failed)?;
+        // A block device may have many nodes.
+        let device = found.file_type().is_block_device();
+        let identity = if device { (u64::MAX, found.rdev()) } else { (found.dev(), found.ino()) };
+        let other = seen.iter().find(|(id, other)| *id == identity && !(disk.readonly && other.readonly));
+        if let Some((_, other)) = other {
+            return Err(DeviceError::DiskTwice { path: disk.path.clone(), other: other.path.clone() });
+        }
+        seen.push((identity, disk));
+    }
+    Ok(())
+}
+
 /// Opens the disks and interfaces of `config`. Errors name the flag.
 fn open_backends(config: &VmConfig) -> Result<(Vec<File>, Vec<File>), DeviceError> {
     let open_disk = |disk: &DiskConfig| {
         let opened = File::options().read(true).write(!disk.readonly).open(&disk.path);
         opened.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })
     };
-    let disks = config.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+    let disks = config.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+    check_shared(config, &disks)?;
     let taps = config.nets.iter().map(|net| open_tap(&net.tap)).collect::<Result<_, _>>()?;
     Ok((disks, taps))
 }
@@ -176,6 +208,7 @@ pub struct DeviceSet {
     pm: Arc<Mutex<AcpiPm>>,
     virtio: Vec<Arc<Mutex<dyn MmioDevice>>>,
     nets: Vec<Arc<Mutex<MmioTransport<Net>>>>,
+    disks: Vec<File>,
     sources: Vec<Source>,
     parts: Vec<Box<dyn Part>>,
     facts: Vec<DeviceFact>,
@@ -222,8 +255,8 @@ impl DeviceSet {
         let pm_ports = layout::PM1A_EVENT_PORT_COUNT + layout::PM1A_CONTROL_PORT_COUNT;
         bus.add_port(layout::PM1A_EVENT_PORT, pm_ports, pm.clone());
         let parts = vec![part(serial.clone(), 0), part(i8042, 0), part(rtc, 0), part(pm.clone(), 0)];
-        let (virtio, nets, facts) = (Vec::new(), Vec::new(), Vec::new());
-        let set = Self { pm, virtio, nets, sources: vec![serial], parts, facts };
+        let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let set = Self { pm, virtio, nets, disks, sources: vec![serial], parts, facts };
         let mut builder = Builder { vm, ram, set, bus };
         for (device, slot) in config.virtio_slots() {
             builder.add(device, slot, config, plugs)?;
@@ -259,6 +292,30 @@ impl DeviceSet {
     /// Goes on, looking at every queue once: a buffer that came just before the stop gets no second kick.
     pub fn resume(&self) {
         self.virtio.iter().for_each(|device| lock(device).resume());
+    }
+
+    /// Puts what the guest has written on its disks where another host can read it: the destination's page
+    /// cache knows nothing of this host's.
+    pub fn sync_disks(&self) -> io::Result<()> {
+        self.disks.iter().try_for_each(File::sync_data)
+    }
+
+    /// Forgets what this host's page cache holds of the disks: another host has written them since.
+    #[allow(unsafe_code, reason = "posix_fadvise(2) takes a descriptor and three numbers")]
+    pub fn forget_disk_caches(&self) {
+        for disk in &self.disks {
+            // SAFETY: touches no memory of ours.
+            let error = unsafe { libc::posix_fadvise(disk.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+            if error != 0 {
+                let error = io::Error::from_raw_os_error(error);
+                tracing::warn!(%error, "the page cache of a disk can't be dropped");
+            }
+        }
+    }
+
+    /// The interfaces' addresses, which a guest that came brought along.
+    pub fn macs(&self) -> Vec<[u8; 6]> {
+        self.nets.iter().map(|net| lock(net).device().mac()).collect()
     }
 
     /// Tells the networks where the guest is now, a few times, from a thread of its own.
@@ -319,6 +376,8 @@ impl Builder<'_> {
                     return Ok(());
                 };
                 let blk = disk_device(file, disk)?;
+                let clone = file.try_clone();
+                self.set.disks.push(clone.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })?);
                 let access = if disk.readonly { "read-only" } else { "writable" };
                 let detail = format!("{} sectors, {access}", blk.sectors());
                 self.fact("virtio-blk", index, detail, false);
@@ -365,5 +424,29 @@ impl Builder<'_> {
         self.set.sources.push(transport.clone());
         self.set.parts.push(part(transport.clone(), instance as u32));
         Ok(transport)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_file_is_no_two_disks_unless_nobody_writes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a"), [0; 512]).unwrap();
+        std::fs::write(path("b"), [0; 512]).unwrap();
+        std::fs::hard_link(path("a"), path("linked")).unwrap();
+        let open = |disks: [(&str, bool); 2]| {
+            let disks = disks.map(|(name, readonly)| DiskConfig { path: path(name), readonly }).to_vec();
+            open_backends(&VmConfig { disks, ..VmConfig::new(64 << 20) }).map(|_| ())
+        };
+        open([("a", false), ("b", false)]).unwrap();
+        open([("a", true), ("linked", true)]).unwrap();
+        for readonly in [false, true] {
+            let text = open([("a", readonly), ("linked", false)]).unwrap_err().to_string();
+            assert!(text.contains("/linked: it is the same file as --disk") && text.contains("/a,"), "{text}");
+        }
     }
 }
