@@ -27,6 +27,8 @@ pub struct ImageInfo {
     pub name: &'static str,
     /// One line for people.
     pub description: &'static str,
+    /// The most CPUs that it uses; more stay idle for ever.
+    pub cpus_max: u8,
     /// Where it comes from.
     pub kind: Kind,
 }
@@ -58,11 +60,13 @@ static IMAGES: [ImageInfo; 3] = [
     ImageInfo {
         name: "pulse",
         description: "bare guest that rewrites memory and checks every page; nothing to build",
+        cpus_max: 4,
         kind: Kind::Embedded(PULSE),
     },
     ImageInfo {
         name: "linux",
         description: "small Linux for 1 to 8 CPUs, with checks and a shell; built once, in minutes",
+        cpus_max: 8,
         kind: Kind::Linux(KernelVariant {
             fragment_name: "smp.config",
             fragment: include_str!("../linux/smp.config"),
@@ -72,6 +76,7 @@ static IMAGES: [ImageInfo; 3] = [
     ImageInfo {
         name: "linux-up",
         description: "the same for one CPU only; boots quickest",
+        cpus_max: 1,
         kind: Kind::Linux(KernelVariant {
             fragment_name: "nosmp.config",
             fragment: include_str!("../linux/nosmp.config"),
@@ -96,6 +101,16 @@ mod tests {
     fn the_list_of_features_fits_in_what_the_kernel_reads() {
         let features = CMDLINE_INTERPRETED_RING0.split(' ').find_map(|word| word.strip_prefix("clearcpuid="));
         assert!(features.is_some_and(|list| list.len() <= 127 && list.ends_with(",clwb")));
+    }
+
+    #[test]
+    fn kernels_are_built_for_so_many_cpus() {
+        for image in images() {
+            if let Kind::Linux(variant) = &image.kind {
+                let line = variant.fragment.lines().find_map(|line| line.strip_prefix("CONFIG_NR_CPUS="));
+                assert_eq!(line.map_or(1, |cpus| cpus.parse().unwrap()), image.cpus_max, "{}", image.name);
+            }
+        }
     }
 
     #[test]

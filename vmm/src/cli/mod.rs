@@ -4,6 +4,7 @@
 //! What was asked for goes to stdout; errors, progress and logs go to stderr. One error, in one place: what,
 //! both values, the remedy, and each cause once.
 
+mod advice;
 mod console;
 mod exit;
 mod image;

@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use super::exit::Exit;
 use super::plan::Plan;
-use super::{Failure, print_json};
+use super::{Failure, advice, print_json};
 use crate::config::{
     BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DiskConfig, Incoming, KernelSource,
     MEMORY_LIMIT_BYTES, NetConfig, NetForm, SerialConfig, VmConfig,
 };
+use crate::host;
 use crate::layout;
 use crate::machine::{self, ExitReason, RunError};
 
@@ -128,6 +129,9 @@ pub(super) fn run(args: RunArgs) -> Result<Exit, Failure> {
     let (dry_run, json) = (args.dry_run, args.json);
     let config = args.config();
     config.check().map_err(|error| Failure::usage(&error))?;
+    for line in advice::of(&config, host::memory_bytes()) {
+        eprintln!("tern: warning: {line}");
+    }
     if !dry_run {
         return launch(config);
     }

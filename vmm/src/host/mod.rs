@@ -14,7 +14,7 @@ pub use kind::KvmKind;
 pub use kvm::{DirtyLogFacts, KvmError, KvmFacts, open_kvm};
 pub use quirks::{Needs, needs};
 pub use show::show;
-pub use system::{HugePages, SystemFacts};
+pub use system::{HugePages, SystemFacts, memory_bytes};
 pub use uffd::UffdFacts;
 pub use verdict::{Outlook, Verdict};
 

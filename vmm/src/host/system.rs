@@ -74,6 +74,11 @@ impl SystemFacts {
     }
 }
 
+/// Memory of this host in bytes; 0 where it can't be read.
+pub fn memory_bytes() -> u64 {
+    meminfo_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal")
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
