@@ -25,6 +25,7 @@ impl Namespace {
         let name = format!("tern-test-{}-{number}", std::process::id());
         run(&["netns", "add", &name]);
         let here = Self { name };
+        here.ip(&["link", "set", "lo", "up"]);
         here.ip(&["link", "add", "br0", "type", "bridge"]);
         here.ip(&["addr", "add", "10.77.0.1/24", "dev", "br0"]);
         here.ip(&["link", "set", "br0", "up"]);

@@ -8,6 +8,7 @@ mod command_line;
 mod control;
 mod kernel_files;
 mod linux;
+mod linux_moves;
 mod migration;
 mod parameters;
 mod phases;
