@@ -75,7 +75,11 @@ impl SourceVm for Vm {
     }
 
     fn stop(&mut self) -> Result<bool, VmError> {
+        let unsynced = |error| VmError::new("the guest's disks can't be synced", error);
+        // Twice: most of it while the guest still runs, and what came since with the guest at rest.
+        self.core.devices().sync_disks().map_err(unsynced)?;
         self.core.run().hold(Hold::Migration);
+        self.core.devices().sync_disks().map_err(unsynced)?;
         // Behind the hold: nobody stops or starts the guest any more, so this stays true.
         let paused = self.core.run().holds(Hold::User);
         if self.core.is_leaving() {
@@ -140,6 +144,7 @@ impl DestinationVm for Vm {
     }
 
     fn start(&mut self, running: bool) -> Result<(), VmError> {
+        self.core.devices().forget_disk_caches();
         if !running {
             self.core.run().hold(Hold::User);
         }

@@ -49,7 +49,8 @@ impl Machine {
         if run.holds(Hold::GivenUp) {
             return if self.in_doubt { RunState::InDoubt } else { RunState::PostMigrate };
         }
-        if run.holds(Hold::Incoming) {
+        // A guest that has just come is this process's as soon as the migration has brought the machine back.
+        if run.holds(Hold::Incoming) || self.receiver.is_some() {
             return RunState::InMigrate;
         }
         if run.holds(Hold::Migration) {

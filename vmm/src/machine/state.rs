@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use tern_migration::{Control, LiveParameters, Parameters};
 
-use crate::config::{Incoming, VmConfig};
+use crate::config::{Incoming, MacAddress, VmConfig};
 use crate::control::{Event, EventSink};
 use crate::devices::{Plugs, Source};
 use crate::run_control::Hold;
@@ -129,6 +129,10 @@ impl Machine {
     pub(super) fn has_arrived(&mut self) {
         self.config.incoming = None;
         self.receiver = None;
+        // A reset must not give the guest other addresses than those that it came with.
+        for (net, mac) in self.config.nets.iter_mut().zip(self.core.devices().macs()) {
+            net.mac = MacAddress(mac);
+        }
     }
 
     /// What other threads have told.

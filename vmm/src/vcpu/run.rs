@@ -53,6 +53,7 @@ pub struct Vcpu {
     ram: GuestRam,
     cpuid: Vec<CpuidV1>,
     access: StateAccess,
+    msr_candidates: Vec<u32>,
 }
 
 /// The byte through which another thread makes KVM_RUN return at once (api.rst 5, `immediate_exit`).
@@ -102,7 +103,8 @@ impl Vcpu {
         let cpuid = for_vcpu(template, index, cpus, tsc_khz);
         fd.set_cpuid2(&to_kvm(&cpuid)?).map_err(VcpuError::kvm("SET_CPUID2"))?;
         let access = StateAccess::new(vm, &fd, msr_candidates)?;
-        Ok(Self { index, fd, ram, cpuid, access })
+        let msr_candidates = msr_candidates.to_vec();
+        Ok(Self { index, fd, ram, cpuid, access, msr_candidates })
     }
 
     /// Sets vCPU 0 to a kernel's entry; the others wait for SIPI.
@@ -151,6 +153,8 @@ impl Vcpu {
         if saved.cpuid != self.cpuid {
             self.fd.set_cpuid2(&to_kvm(&saved.cpuid)?).map_err(VcpuError::kvm("SET_CPUID2"))?;
             self.cpuid.clone_from(&saved.cpuid);
+            // Which registers can be read depends on CPUID (Linux 6.13).
+            self.access.find_msrs(&self.fd, &self.msr_candidates)?;
         }
         self.access.restore(&self.fd, saved, tsc_offset)
     }

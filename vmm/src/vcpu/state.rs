@@ -74,6 +74,12 @@ impl StateAccess {
         })
     }
 
+    /// Finds out again which MSRs there are, after another CPUID was set.
+    pub(super) fn find_msrs(&mut self, vcpu: &VcpuFd, candidates: &[u32]) -> Result<(), VcpuError> {
+        self.msrs = msr::readable(vcpu, candidates)?;
+        Ok(())
+    }
+
     /// Bytes of the XSAVE area.
     pub fn xsave_bytes(&self) -> usize {
         self.xsave_bytes
