@@ -104,12 +104,12 @@ impl Control {
         let mut report = Report::new(side);
         (report.status, report.total_us) = (status, self.elapsed_us());
         report.error = error.map(ErrorReport::from);
-        self.publish(&report);
+        self.publish(report);
         self.tell(status);
     }
 
-    pub(crate) fn publish(&self, report: &Report) {
-        let fresh = Arc::new(report.clone());
+    pub(crate) fn publish(&self, report: Report) {
+        let fresh = Arc::new(report);
         let old = std::mem::replace(&mut *self.report.lock().unwrap_or_else(PoisonError::into_inner), fresh);
         drop(old);
     }

@@ -12,11 +12,13 @@ mod agree;
 mod load;
 mod lobby;
 
+use std::time::Instant;
+
 use crate::channel::{Connection, Listener};
 use crate::control::Control;
 use crate::error::MigrationError;
 use crate::ram::RamView;
-use crate::stats::{ErrorReport, Report, Side, Status};
+use crate::stats::{ErrorReport, Report, Round, Side, Status};
 use crate::vm::{DestinationVm, PAGE_BYTES};
 use crate::wire::{Peer, Wire, introduce};
 
@@ -94,6 +96,11 @@ struct Attempt<'a, V> {
     report: Report,
     committed: bool,
     published_us: u64,
+    /// While memory arrives.
+    live_started: Option<Instant>,
+    /// The round that arrives, and since when; none between two rounds.
+    now: Round,
+    round_started: Option<Instant>,
 }
 
 impl<'a, V: DestinationVm> Attempt<'a, V> {
@@ -101,7 +108,17 @@ impl<'a, V: DestinationVm> Attempt<'a, V> {
         let mut report = Report::new(Side::Destination);
         report.transport = kind;
         report.memory_bytes = RamView::new(vm.ram()).region_pages().sum::<u64>() * PAGE_BYTES;
-        Self { vm, wire, control, report, committed: false, published_us: 0 }
+        Self {
+            vm,
+            wire,
+            control,
+            report,
+            committed: false,
+            published_us: 0,
+            live_started: None,
+            now: Round::default(),
+            round_started: None,
+        }
     }
 
     /// All phases, if the peer was met.
@@ -120,11 +137,28 @@ impl<'a, V: DestinationVm> Attempt<'a, V> {
         self.control.tell(status);
     }
 
+    fn measure_live(&mut self) {
+        if let Some(started) = self.live_started {
+            self.report.live_us = started.elapsed().as_micros() as u64;
+        }
+    }
+
+    /// The round that arrives, as it is now.
+    fn unfinished(&self) -> Option<Round> {
+        let duration_us = self.round_started?.elapsed().as_micros() as u64;
+        Some(Round { duration_us, ..self.now })
+    }
+
     fn publish(&mut self) {
+        self.measure_live();
         self.report.total_us = self.control.elapsed_us();
         self.report.bytes.messages = self.wire.message_bytes;
         self.published_us = self.report.total_us;
-        self.control.publish(&self.report);
+        let mut shown = self.report.clone();
+        if let Some(round) = self.unfinished() {
+            shown.push_round(round);
+        }
+        self.control.publish(shown);
     }
 
     fn publish_if_old(&mut self) {
@@ -135,6 +169,12 @@ impl<'a, V: DestinationVm> Attempt<'a, V> {
 
     fn finish(mut self, result: Result<bool, MigrationError>) -> Result<Received<V>, Box<ReceiveError<V>>> {
         self.control.cancel.close();
+        self.measure_live();
+        self.live_started = None;
+        if let Some(round) = self.unfinished() {
+            self.report.push_round(round);
+            self.round_started = None;
+        }
         let error = match result {
             Ok(running) => {
                 self.set_status(Status::Completed);

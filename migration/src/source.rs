@@ -15,6 +15,8 @@ mod agree;
 mod commit;
 mod rounds;
 
+use std::time::Instant;
+
 use crate::channel::pacer::Pacer;
 use crate::channel::{self, Connection, Uri};
 use crate::config::LiveParameters;
@@ -22,8 +24,8 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::policy::link::LinkMeter;
 use crate::ram::RamView;
-use crate::stats::{Downtime, ErrorReport, Report, Side, Status};
-use crate::vm::{SourceVm, VmError};
+use crate::stats::{Downtime, ErrorReport, Report, Round, Side, Status};
+use crate::vm::{PAGE_BYTES, SourceVm, VmError};
 use crate::wire::Wire;
 
 use self::agree::Connected;
@@ -108,6 +110,11 @@ struct Attempt<'a, V> {
     meter: LinkMeter,
     round_trip_us: u64,
     published_us: u64,
+    /// While the guest runs and memory moves.
+    live_started: Option<Instant>,
+    /// The round that is being made, and since when; none between two rounds.
+    now: Round,
+    round_started: Option<Instant>,
 }
 
 impl<'a, V: SourceVm> Attempt<'a, V> {
@@ -126,6 +133,9 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
             meter: LinkMeter::new(),
             round_trip_us: 0,
             published_us: now_us,
+            live_started: None,
+            now: Round::default(),
+            round_started: None,
         }
     }
 
@@ -135,12 +145,42 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         self.control.tell(status);
     }
 
+    fn begin_round(&mut self) -> Instant {
+        *self.round_started.insert(Instant::now())
+    }
+
+    /// `pages` of those that were still to be sent are done.
+    fn now_here(&mut self, pages: u64) {
+        let bytes = pages * PAGE_BYTES;
+        self.report.remaining_bytes = self.report.remaining_bytes.saturating_sub(bytes);
+    }
+
+    fn measure_live(&mut self) {
+        if let Some(started) = self.live_started {
+            self.report.live_us = started.elapsed().as_micros() as u64;
+        }
+    }
+
+    /// The round that is being made, as it is now.
+    fn unfinished(&self) -> Option<Round> {
+        let duration_us = self.round_started?.elapsed().as_micros() as u64;
+        Some(Round { duration_us, ..self.now })
+    }
+
     fn publish(&mut self) {
+        let parameters = self.live.get();
+        self.report.downtime_limit_ms = parameters.downtime_limit_ms;
+        self.report.max_bandwidth_bytes_per_s = parameters.max_bandwidth_bytes_per_s;
+        self.measure_live();
         self.report.total_us = self.control.elapsed_us();
         self.report.bytes.messages = self.wire.message_bytes;
         self.report.link_bytes_per_s = self.meter.measured_bytes_per_s().unwrap_or(0);
         self.published_us = self.report.total_us;
-        self.control.publish(&self.report);
+        let mut shown = self.report.clone();
+        if let Some(round) = self.unfinished() {
+            shown.push_round(round);
+        }
+        self.control.publish(shown);
     }
 
     /// Publishes now and then; never called while the guest is stopped.
@@ -153,6 +193,12 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     fn finish(mut self, result: Result<Downtime, MigrationError>) -> SourceEnd<V> {
         // Whoever cancels from here on is told that it is too late.
         self.control.cancel.close();
+        self.measure_live();
+        self.live_started = None;
+        if let Some(round) = self.unfinished() {
+            self.report.push_round(round);
+            self.round_started = None;
+        }
         let outcome = match result {
             Ok(downtime) => {
                 self.report.downtime = Some(downtime);

@@ -109,13 +109,13 @@ pub struct Report {
     pub total_us: u64,
     /// Handshake.
     pub setup_us: u64,
-    /// Rounds with the guest running.
+    /// Rounds with the guest running; at the destination all rounds.
     pub live_us: u64,
     /// Bytes of a page.
     pub page_bytes: u64,
     /// Guest memory.
     pub memory_bytes: u64,
-    /// Dirty memory not yet sent, when last looked at.
+    /// Dirty memory not yet sent; what the guest has written since the dirty log was last read isn't in it.
     pub remaining_bytes: u64,
     /// Pages sent by this side, or received.
     pub pages: Pages,
@@ -133,9 +133,9 @@ pub struct Report {
     pub moved_bytes_per_s: u64,
     /// Downtime if the guest were stopped now; none before the first round has ended.
     pub expected_downtime_ms: Option<u64>,
-    /// Limit at the last decision.
+    /// Limit as it was last.
     pub downtime_limit_ms: u64,
-    /// Limit at the last decision; 0 is none.
+    /// Limit as it was last; 0 is none.
     pub max_bandwidth_bytes_per_s: u64,
     /// The stop of the guest, part by part.
     pub downtime: Option<Downtime>,
@@ -190,6 +190,8 @@ pub struct Round {
     pub round: u32,
     /// Was the guest stopped?
     pub stopped: bool,
+    /// Has it come to its end? Only the last one hasn't: it is under way, or the migration ended in it.
+    pub finished: bool,
     /// Pages sent as they are.
     pub pages_raw: u64,
     /// Pages sent as zero.

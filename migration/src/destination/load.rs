@@ -18,8 +18,6 @@ use crate::wire::{
 pub(super) struct Loading<'s, 'a, V> {
     attempt: &'s mut Attempt<'a, V>,
     pages: PageReceiver<'s>,
-    now: Round,
-    started: Instant,
 }
 
 /// All is loaded and checked; nothing runs.
@@ -31,21 +29,22 @@ pub(super) struct Prepared<'s, 'a, V> {
 
 impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
     pub(super) fn new(attempt: &'s mut Attempt<'a, V>, ram: &'s RamView) -> Self {
-        Self { attempt, pages: PageReceiver::new(ram), now: Round::default(), started: Instant::now() }
+        let started = Some(Instant::now());
+        (attempt.live_started, attempt.round_started) = (started, started);
+        Self { attempt, pages: PageReceiver::new(ram) }
     }
 
     /// All rounds, then the state.
     pub(super) fn run(mut self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
         const STATE: &str = "receiving memory";
-        let started = Instant::now();
         loop {
             let header = self.attempt.wire.receive(STATE)?;
             match header.frame {
                 FrameType::Pages => {
                     let (pages, bytes) = self.pages.receive(&header, &mut self.attempt.wire)?;
-                    self.now.pages_raw += pages.raw;
-                    self.now.pages_zero += pages.zero;
-                    self.now.wire_bytes += bytes.total();
+                    self.attempt.now.pages_raw += pages.raw;
+                    self.attempt.now.pages_zero += pages.zero;
+                    self.attempt.now.wire_bytes += bytes.total();
                     let report = &mut self.attempt.report;
                     report.pages.raw += pages.raw;
                     report.pages.zero += pages.zero;
@@ -55,7 +54,6 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
                 }
                 FrameType::RoundEnd => {
                     let last = self.end_round()?;
-                    self.attempt.report.live_us = started.elapsed().as_micros() as u64;
                     if last {
                         return self.load_state();
                     }
@@ -67,17 +65,23 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
 
     fn end_round(&mut self) -> Result<bool, MigrationError> {
         let RoundEnd { pages, last } = self.attempt.wire.message(FrameType::RoundEnd)?;
-        let received = self.now.pages_raw + self.now.pages_zero;
+        let received = self.attempt.now.pages_raw + self.attempt.now.pages_zero;
         if pages != received {
             let (frame, field) = ("round-end", "number of pages");
             return Err(ProtocolError::Mismatch { frame, field, found: pages, expected: received }.into());
         }
-        self.now.stopped = last;
-        self.now.duration_us = self.started.elapsed().as_micros() as u64;
-        self.attempt.report.moved_bytes_per_s = rate(self.now.wire_bytes, self.now.duration_us);
-        self.attempt.report.push_round(self.now);
-        self.now = Round { round: self.now.round.wrapping_add(1), ..Round::default() };
-        self.started = Instant::now();
+        self.attempt.now.stopped = last;
+        self.attempt.now = self.attempt.unfinished().unwrap_or(self.attempt.now);
+        self.attempt.now.finished = true;
+        self.attempt.report.moved_bytes_per_s =
+            rate(self.attempt.now.wire_bytes, self.attempt.now.duration_us);
+        self.attempt.report.push_round(self.attempt.now);
+        self.attempt.measure_live();
+        self.attempt.now = Round { round: self.attempt.now.round.wrapping_add(1), ..Round::default() };
+        self.attempt.round_started = (!last).then(Instant::now);
+        if last {
+            self.attempt.live_started = None;
+        }
         self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
         Ok(last)
     }

@@ -10,7 +10,7 @@ use super::rounds::Rounds;
 use super::{Attempt, vm_failed};
 use crate::error::MigrationError;
 use crate::stats::Downtime;
-use crate::vm::SourceVm;
+use crate::vm::{PAGE_BYTES, SourceVm};
 use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared, Running};
 
 /// The guest is stopped, and part of its memory is still here only.
@@ -48,9 +48,10 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
 }
 
 fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), MigrationError> {
-    let started = Instant::now();
+    let started = rounds.attempt.begin_round();
     let vm = &mut rounds.attempt.vm;
     vm.dirty_log_fetch(&mut rounds.pending).map_err(vm_failed("reading the dirty log"))?;
+    rounds.attempt.report.remaining_bytes = rounds.pending.count() * PAGE_BYTES;
     rounds.send_pending(false)?;
     rounds.end_round(started, true)?;
     rounds.close_round(started);

@@ -26,8 +26,6 @@ pub(super) struct Rounds<'s, 'a, V> {
     sender: PageSender<'s>,
     runs: Vec<Range<u64>>,
     resident: Vec<Range<u64>>,
-    /// The round that is being made.
-    now: Round,
     dirty_bytes_before: Option<u64>,
     rounds_within_limit: u32,
 }
@@ -48,7 +46,6 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             sender,
             runs: runs(),
             resident: runs(),
-            now: Round::default(),
             dirty_bytes_before: None,
             rounds_within_limit: 0,
         }
@@ -56,10 +53,9 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
 
     /// Makes rounds until the guest may be stopped, and stops it.
     pub(super) fn run(mut self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
-        let started = Instant::now();
+        self.attempt.live_started = Some(Instant::now());
         loop {
             self.round()?;
-            self.attempt.report.live_us = started.elapsed().as_micros() as u64;
             let figures = self.figures();
             self.attempt.report.expected_downtime_ms = Some(figures.expected_us().div_ceil(1000));
             self.attempt.publish_if_old();
@@ -74,45 +70,45 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
 
     /// One round with the guest running.
     fn round(&mut self) -> Result<(), MigrationError> {
-        self.attempt.control.observer.pass(self.now.round.saturating_add(1));
-        let started = Instant::now();
+        self.attempt.control.observer.pass(self.attempt.now.round.saturating_add(1));
+        let started = self.attempt.begin_round();
         self.send_pending(true)?;
         self.end_round(started, false)?;
         let vm = &mut self.attempt.vm;
         vm.dirty_log_fetch(&mut self.pending).map_err(vm_failed("reading the dirty log"))?;
-        self.now.pages_dirty_at_end = self.pending.count();
+        self.attempt.now.pages_dirty_at_end = self.pending.count();
         self.close_round(started);
         Ok(())
     }
 
     /// Tells the peer that a round has ended.
     pub(super) fn end_round(&mut self, started: Instant, last: bool) -> Result<(), MigrationError> {
-        let pages = self.now.pages_raw + self.now.pages_zero;
+        let pages = self.attempt.now.pages_raw + self.attempt.now.pages_zero;
         let wire = &mut self.attempt.wire;
         wire.send(FrameType::RoundEnd, &RoundEnd { pages, last }, "ending a round")?;
         wire.epoch = wire.epoch.wrapping_add(1);
-        self.now.stopped = last;
-        self.now.duration_us = started.elapsed().as_micros() as u64;
+        self.attempt.now.stopped = last;
+        self.attempt.now.duration_us = started.elapsed().as_micros() as u64;
         Ok(())
     }
 
     /// Puts the round into the report and begins the next.
     pub(super) fn close_round(&mut self, started: Instant) {
         let time_us = started.elapsed().as_micros() as u64;
-        self.now.dirty_pages_per_s = rate(self.now.pages_dirty_at_end, time_us);
+        self.attempt.now.dirty_pages_per_s = rate(self.attempt.now.pages_dirty_at_end, time_us);
+        self.attempt.now.finished = true;
+        self.attempt.round_started = None;
+        let now = self.attempt.now;
         let report = &mut self.attempt.report;
-        report.dirty_pages_per_s = self.now.dirty_pages_per_s;
-        report.moved_bytes_per_s = rate(self.now.wire_bytes, time_us);
-        report.remaining_bytes = self.now.pages_dirty_at_end * PAGE_BYTES;
-        report.push_round(self.now);
-        self.now = Round { round: self.now.round.saturating_add(1), ..Round::default() };
+        report.dirty_pages_per_s = now.dirty_pages_per_s;
+        report.moved_bytes_per_s = rate(now.wire_bytes, time_us);
+        report.remaining_bytes = now.pages_dirty_at_end * PAGE_BYTES;
+        report.push_round(now);
+        self.attempt.now = Round { round: self.attempt.now.round.saturating_add(1), ..Round::default() };
     }
 
-    fn figures(&mut self) -> Figures {
+    fn figures(&self) -> Figures {
         let parameters = self.attempt.live.get();
-        let report = &mut self.attempt.report;
-        report.downtime_limit_ms = parameters.downtime_limit_ms;
-        report.max_bandwidth_bytes_per_s = parameters.max_bandwidth_bytes_per_s;
         Figures {
             dirty_bytes: self.pending.count() * PAGE_BYTES,
             dirty_bytes_before: self.dirty_bytes_before,
@@ -129,6 +125,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     fn stop(self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
         let attempt = &mut *self.attempt;
         attempt.set_status(Status::Device);
+        attempt.live_started = None;
         attempt.undo.stop_called = true;
         let stop_started = Instant::now();
         let running = attempt.vm.stop().map_err(vm_failed("stopping the guest"))?;
@@ -162,7 +159,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             let cleared = first.start / WORD_PAGES * WORD_PAGES..end;
             let vm = &mut self.attempt.vm;
             vm.dirty_log_clear(region, cleared.clone()).map_err(vm_failed("clearing the dirty log"))?;
-            if self.now.round == 0 {
+            if self.attempt.now.round == 0 {
                 self.keep_resident(region, cleared)?;
             }
         }
@@ -178,8 +175,9 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         let before = count(&self.runs);
         self.runs = intersection(&self.runs, &self.resident);
         let untouched = before - count(&self.runs);
-        self.now.pages_untouched += untouched;
+        self.attempt.now.pages_untouched += untouched;
         self.attempt.report.pages.untouched += untouched;
+        self.attempt.now_here(untouched);
         Ok(())
     }
 
@@ -209,14 +207,15 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         let bytes = sent.bytes.page_data + sent.bytes.page_records;
         self.attempt.meter.add(bytes, sent.busy_us);
         self.attempt.pacer.sent(bytes);
-        self.now.pages_raw += sent.pages.raw;
-        self.now.pages_zero += sent.pages.zero;
-        self.now.wire_bytes += bytes;
+        self.attempt.now.pages_raw += sent.pages.raw;
+        self.attempt.now.pages_zero += sent.pages.zero;
+        self.attempt.now.wire_bytes += bytes;
         let report = &mut self.attempt.report;
         report.pages.raw += sent.pages.raw;
         report.pages.zero += sent.pages.zero;
         report.bytes.page_data += sent.bytes.page_data;
         report.bytes.page_records += sent.bytes.page_records;
+        self.attempt.now_here(sent.pages.sent());
         Ok(())
     }
 

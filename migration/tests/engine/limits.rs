@@ -12,7 +12,9 @@ use tern_migration::channel::{Connection, Listener, connect};
 use tern_migration::destination::{receive, receive_from};
 use tern_migration::fake::{FakeVm, Options};
 use tern_migration::source::{Outcome, migrate, migrate_to};
-use tern_migration::{Blame, Control, LiveParameters, Observer, Parameters, Side, Status, config};
+use tern_migration::{
+    Blame, Control, LiveParameters, Observer, Parameters, Side, Status, config, query_migrate,
+};
 
 use crate::harness::{assert_moved, assert_second_succeeds, control, run};
 
@@ -49,6 +51,39 @@ fn a_limit_of_bandwidth_holds_and_can_be_lifted_on_the_way() {
         started.elapsed()
     });
     assert!(lifted < Duration::from_millis(600), "{lifted:?}");
+}
+
+#[test]
+fn the_first_round_is_seen_while_it_runs_and_kept_when_it_is_cancelled() {
+    let options = Options { region_pages: vec![3000], writes_per_call: 0, ..Options::default() };
+    let limits = live(json!({"max-bandwidth": 2_000_000, "downtime-limit": 77}));
+    let controls = [control(Side::Source), control(Side::Destination)];
+    let kept = controls.clone();
+    let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(source, empty, Connection::pair().unwrap(), &limits, controls));
+        let seen = |control: &Control| loop {
+            let report = control.report();
+            if report.rounds.first().is_some_and(|round| round.pages_raw > 0) {
+                return report;
+            }
+            assert!(!running.is_finished());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let [here, there] = [seen(&kept[0]), seen(&kept[1])];
+        assert!(here.remaining_bytes < here.memory_bytes && here.remaining_bytes > 0, "{here:?}");
+        assert!([&here, &there].iter().all(|r| r.live_us > 0 && r.rounds.len() == 1), "{here:?} {there:?}");
+        assert_eq!((here.downtime_limit_ms, here.max_bandwidth_bytes_per_s), (77, 2_000_000));
+        let answer = query_migrate(&here);
+        assert_eq!((&answer["ram"]["dirty-sync-count"], here.rounds[0].finished), (&json!(1), false));
+        kept[0].cancel();
+        let ends = running.join().unwrap();
+        for report in [ends.source_report, ends.destination_report] {
+            let [round] = report.rounds[..] else { panic!("{:?}", report.rounds) };
+            assert!(!round.finished && report.live_us > 0 && round.duration_us > 0, "{report:?}");
+            assert_eq!(round.pages_raw, report.pages.raw);
+        }
+    });
 }
 
 #[test]
