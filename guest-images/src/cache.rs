@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! locks/KEY         held (flock) while KEY is built; the kernel drops it with the process
-//! building/KEY/     where it is built
+//! building/KEY.PID/ where it is built: no other process writes there, whatever a killed one has left running
 //! KEY/              finished: a rename put it there, so it is complete or absent
 //! ```
 
@@ -67,8 +67,11 @@ impl Cache {
             return Ok(found);
         }
         self.remove_stale(key)?;
-        let draft = Draft(self.root.join("building").join(key));
-        create(&draft.0)?;
+        let building = self.root.join("building");
+        create(&building)?;
+        let draft = Draft(building.join(format!("{key}.{}", std::process::id())));
+        // One that is there already could not be removed, and holds we don't know what.
+        fs::create_dir(&draft.0).map_err(ImageError::io("create the directory", &draft.0))?;
         fill(&draft.0)?;
         let finished = self.root.join(key);
         sync_tree(&draft.0)?;
@@ -101,11 +104,12 @@ impl Cache {
         let Ok(drafts) = fs::read_dir(self.root.join("building")) else { return Ok(()) };
         for draft in drafts.flatten() {
             let name = draft.file_name();
-            let Some(key) = name.to_str() else { continue };
+            let Some(name) = name.to_str() else { continue };
+            let key = name.rsplit_once('.').map_or(name, |(key, _pid)| key);
             let _lock = if key == own { None } else { Some(self.lock_file(key)?) };
             if _lock.as_ref().is_none_or(|lock| lock.try_lock().is_ok()) {
-                let path = draft.path();
-                fs::remove_dir_all(&path).map_err(ImageError::io("remove the interrupted build", path))?;
+                // A killed build's tools may still be ending, and writing: what stays is removed next time.
+                let _ = fs::remove_dir_all(draft.path());
             }
         }
         Ok(())
@@ -192,8 +196,8 @@ mod tests {
     fn what_a_killed_build_left_is_never_used_and_is_removed() {
         let (_keep, cache) = cache();
         // A killed process leaves drafts, and no lock.
-        for key in ["k", "another"] {
-            let draft = cache.root().join("building").join(key);
+        for name in ["k.1", "another.1", "k"] {
+            let draft = cache.root().join("building").join(name);
             fs::create_dir_all(&draft).unwrap();
             write(&draft, "half").unwrap();
             fs::write(draft.join("leftover"), "half").unwrap();

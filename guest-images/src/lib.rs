@@ -23,6 +23,7 @@ mod make;
 mod manifest;
 mod progress;
 mod source;
+mod tether;
 mod tools;
 
 pub use cache::Cache;

@@ -1,5 +1,6 @@
 //! Runs the kernel's `make`, and `patch`, with an environment of their own and a log.
 
+use crate::tether::{Tool, tether};
 use crate::{ImageError, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -52,13 +53,14 @@ impl<'a> Make<'a> {
         let (mut log, errors) = (open()?, open()?);
         let shown = format!("{command:?}");
         let start = |source| ImageError::Start { command: shown.clone(), source };
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().map_err(start)?;
-        if let Some(mut stdin) = child.stdin.take() {
+        tether(&mut command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        let mut tool = Tool(command.spawn().map_err(start)?);
+        if let Some(mut stdin) = tool.0.stdin.take() {
             // A tool that ends before it has read everything says why by itself.
             let _ = stdin.write_all(input.as_bytes());
         }
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = tool.0.stdout.take() {
             for line in BufReader::new(stdout).split(b'\n') {
                 let mut line = line.map_err(start)?;
                 line.push(b'\n');
@@ -66,7 +68,7 @@ impl<'a> Make<'a> {
                 each_line();
             }
         }
-        let status = child.wait().map_err(start)?;
+        let status = tool.0.wait().map_err(start)?;
         if status.success() {
             return Ok(());
         }
