@@ -15,6 +15,9 @@ struct Program {
     opt_level: &'static str,
 }
 
+/// The workspace's rules, which cargo gives to its own crates only: `unsafe` is opened per module, with a reason.
+const LINTS: [&str; 4] = ["-Dunsafe_code", "-Dunsafe_op_in_unsafe_fn", "-Dunused", "-Dunused_qualifications"];
+
 const PROGRAMS: [Program; 2] = [
     Program { name: "pulse", source: "pulse/main.rs", linker_script: Some("pulse/link.ld"), opt_level: "3" },
     Program { name: "agent", source: "agent/main.rs", linker_script: None, opt_level: "s" },
@@ -51,6 +54,7 @@ impl Program {
         command
             .args(["--edition=2024", "--crate-type=bin", "--target=x86_64-unknown-linux-gnu"])
             .arg(format!("--crate-name={}", self.name))
+            .args(LINTS)
             // Baseline x86-64: some hosts save no more than SSE state, whatever CPUID says.
             .args([
                 "-Ctarget-cpu=x86-64",

@@ -18,6 +18,7 @@
 mod agent;
 mod clock;
 mod disk;
+mod entry;
 mod memory;
 mod net;
 mod pages;
@@ -28,22 +29,8 @@ mod text;
 mod vdso;
 mod worker;
 
-use core::arch::global_asm;
-
-// The kernel enters with the arguments on the stack, which `vdso` needs.
-global_asm!(
-    ".globl _start",
-    "_start:",
-    "xor ebp, ebp",
-    "mov rdi, rsp",
-    "and rsp, -16",
-    "call {main}",
-    main = sym agent_main,
-);
-
-extern "C" fn agent_main(stack: *const usize) -> ! {
-    // SAFETY: `_start` passes on the stack pointer that the kernel gave.
-    let gettime = unsafe { vdso::find(stack) };
+/// All that the agent does. `gettime` is the vDSO's clock, if there is one.
+fn run(gettime: Option<vdso::ClockGettime>) -> ! {
     prepare();
     match agent::Agent::new(gettime) {
         Ok(mut agent) => agent.run(),

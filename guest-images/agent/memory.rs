@@ -1,6 +1,8 @@
 //! The five memory functions that compiled Rust calls and a libc would bring.
 //! String instructions, because a plain loop would be compiled into a call of itself.
 
+#![allow(unsafe_code, reason = "the compiler calls these by their C names, with pointers")]
+
 use core::arch::asm;
 
 /// # Safety

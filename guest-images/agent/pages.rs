@@ -1,6 +1,8 @@
 //! The page checker: writes whole pages and, one pass later, checks that each still
 //! holds its number, its generation and the words that follow from both.
 
+#![allow(unsafe_code, reason = "the pages to check are mapped, and known by their address")]
+
 use crate::{
     clock::Clock,
     print, sys, text,

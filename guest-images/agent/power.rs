@@ -1,5 +1,7 @@
 //! The ends: power-off and reboot.
 
+#![allow(unsafe_code, reason = "the port that switches the machine off")]
+
 use crate::{print, sys};
 use core::arch::asm;
 

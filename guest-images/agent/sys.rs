@@ -3,6 +3,8 @@
 //! On a host that interprets ring 0 each call costs milliseconds, so what can be
 //! done without one (reading the clock, checking pages) is done without.
 
+#![allow(unsafe_code, reason = "system calls without a libc")]
+
 use core::arch::asm;
 
 /// A kernel error number, positive.

@@ -1,6 +1,8 @@
 //! Finds `clock_gettime` in the vDSO, the shared object that the kernel maps into every process.
 //! Kernel document: `Documentation/ABI/stable/vdso`.
 
+#![allow(unsafe_code, reason = "the kernel's vDSO is an ELF image at an address")]
+
 use crate::sys::Timespec;
 
 /// `__vdso_clock_gettime`: 0 on success.

@@ -1,6 +1,8 @@
 //! Checks that run beside the shell: each is a forked process, so that it is stopped
 //! by a signal and shares nothing but its figures.
 
+#![allow(unsafe_code, reason = "figures live in memory that processes share")]
+
 use crate::{print, sys};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

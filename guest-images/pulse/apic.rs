@@ -1,5 +1,7 @@
 //! The local APIC through its memory page, from ring 3: timer set-up and start of other vCPUs.
 
+#![allow(unsafe_code, reason = "the APIC is registers in memory, and the other vCPUs start in assembly")]
+
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu;

@@ -1,5 +1,7 @@
 //! How fast the TSC runs, from the best source that this machine has.
 
+#![allow(unsafe_code, reason = "the clock is a page that KVM writes meanwhile")]
+
 use core::cell::UnsafeCell;
 
 use crate::cpu;

@@ -1,5 +1,7 @@
 //! What this program says to a vCPU: ports, the TSC, and the ring-0 services of `boot.s`.
 
+#![allow(unsafe_code, reason = "instructions that no Rust function stands for")]
+
 use core::arch::asm;
 
 /// Interrupt vectors.

@@ -7,6 +7,7 @@
 #![no_main]
 
 mod apic;
+mod boot;
 mod clock;
 mod cpu;
 mod ledger;
@@ -28,8 +29,6 @@ use options::Options;
 use span::Span;
 use watch::Watch;
 
-core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
-
 /// What all vCPUs work from, and how they wait for each other.
 struct Plan {
     options: Options,
@@ -50,6 +49,7 @@ struct Plan {
 static PLAN: AtomicPtr<Plan> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Where each vCPU comes from `boot.s`, in ring 3.
+#[allow(unsafe_code, reason = "called by its name from assembly; reads what vCPU 0 left on its stack")]
 #[unsafe(no_mangle)]
 extern "C" fn cpu_main(start_info: u32, cpu: u32) -> ! {
     if cpu == 0 {
@@ -141,6 +141,7 @@ fn fail(mut line: Line) -> ! {
 }
 
 /// Where `boot.s` sends a vCPU that took an exception. Prints even if the lock is lost.
+#[allow(unsafe_code, reason = "called by its name from assembly")]
 #[unsafe(no_mangle)]
 extern "C" fn report_fault(cpu: u32, vector: u64, error: u64, rip: u64, cr2: u64) -> ! {
     let mut line = Line::new("CORRUPT")

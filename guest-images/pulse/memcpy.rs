@@ -1,5 +1,7 @@
 //! The memory functions that compiled code calls by itself. There is no libc here.
 
+#![allow(unsafe_code, reason = "the compiler calls these by their C names, with pointers")]
+
 use core::arch::asm;
 
 #[unsafe(no_mangle)]

@@ -7,6 +7,8 @@
 //! start=        the working set, over all RAM from there up; 16 MiB unless said otherwise
 //! ```
 
+#![allow(unsafe_code, reason = "the loader leaves addresses, and page tables are made from numbers")]
+
 use crate::span::Span;
 
 pub(crate) const COMMAND_LINE_BYTES: usize = 2048;

@@ -1,6 +1,8 @@
 //! What each vCPU does for ever: visit pages at the given rate, check and rewrite them, and print
 //! a heartbeat each interval. With nothing to do it halts.
 
+#![allow(unsafe_code, reason = "the working set is plain memory at addresses of our choice")]
+
 use core::sync::atomic::Ordering;
 
 use crate::Plan;
