@@ -63,10 +63,11 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
     let (sink, events) = event_queue().map_err(io("an eventfd can't be had"))?;
     let (notices, inbox) = notice::channel().map_err(io("an eventfd can't be had"))?;
     let mut manager = Manager::new().map_err(host("the event loop can't be made"))?;
-    let machine = Machine::new(config, sink, notices)?;
+    let woken_by_notices = inbox.wake.as_raw_fd();
+    let machine = Machine::new(config, sink, notices, inbox)?;
     let plugs = machine.plugs();
-    let woken_by = [&*inbox.wake, &plugs.reset, &plugs.power_off].map(AsRawFd::as_raw_fd);
-    let woken_by = woken_by.into_iter().chain([signals.0.as_raw_fd()]).collect();
+    let lines = [&plugs.reset, &plugs.power_off].map(|line| line.as_raw_fd());
+    let woken_by = lines.into_iter().chain([woken_by_notices, signals.0.as_raw_fd()]).collect();
     manager.add_subscriber(Box::new(Wake(woken_by)));
     let control = machine.control_path();
     let machine = Arc::new(Mutex::new(machine));
@@ -79,9 +80,7 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
     loop {
         manager.run().map_err(host("the event loop failed"))?;
         let mut machine = lock();
-        // An empty counter is no error: another descriptor woke the loop.
-        let _ = inbox.wake.read();
-        inbox.queue.try_iter().for_each(|notice| machine.notice(notice));
+        machine.take_notices();
         if let Some(signal) = signals.take() {
             machine.end_by_signal(signal);
         }

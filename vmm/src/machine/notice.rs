@@ -50,8 +50,17 @@ impl Notices {
 
 /// The loop's end.
 pub(super) struct Inbox {
-    pub(super) queue: Receiver<Notice>,
+    queue: Receiver<Notice>,
     pub(super) wake: Arc<EventFd>,
+}
+
+impl Inbox {
+    /// What was told since the last time, in order.
+    pub(super) fn take(&self) -> Vec<Notice> {
+        // An empty counter is no error: something else woke the loop.
+        let _ = self.wake.read();
+        self.queue.try_iter().collect()
+    }
 }
 
 pub(super) fn channel() -> io::Result<(Notices, Inbox)> {

@@ -22,7 +22,9 @@ pub(super) struct Handle(pub(super) Arc<Mutex<Machine>>);
 
 impl Handle {
     fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut machine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.settle();
+        machine
     }
 }
 

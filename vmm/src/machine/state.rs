@@ -15,7 +15,7 @@ use crate::vm::{Core, Host, Vm};
 
 use super::booting::{self, Plan};
 use super::migration::Receiver;
-use super::notice::{Notice, Notices};
+use super::notice::{Inbox, Notice, Notices};
 use super::opening::Ends;
 use super::{ExitReason, RunError, opening};
 
@@ -27,6 +27,7 @@ pub struct Machine {
     ends: Ends,
     pub(super) sink: EventSink,
     pub(super) notices: Notices,
+    inbox: Inbox,
     pub(super) core: Arc<Core>,
     /// None while a migration has it.
     pub(super) vm: Option<Vm>,
@@ -57,7 +58,12 @@ pub(super) struct Attempt {
 
 impl Machine {
     /// Builds the machine; nothing runs yet.
-    pub(super) fn new(config: VmConfig, sink: EventSink, notices: Notices) -> Result<Self, RunError> {
+    pub(super) fn new(
+        config: VmConfig,
+        sink: EventSink,
+        notices: Notices,
+        inbox: Inbox,
+    ) -> Result<Self, RunError> {
         let opened = opening::host()?;
         let ends = opening::ends(&config)?;
         let host = Arc::new(opened.host);
@@ -69,6 +75,7 @@ impl Machine {
             ends,
             sink,
             notices,
+            inbox,
             core: Arc::clone(vm.core()),
             vm: Some(vm),
             generation: 0,
@@ -135,8 +142,29 @@ impl Machine {
         }
     }
 
-    /// What other threads have told.
-    pub(super) fn notice(&mut self, notice: Notice) {
+    /// Hears what other threads have told.
+    pub(super) fn take_notices(&mut self) {
+        for notice in self.inbox.take() {
+            self.notice(notice);
+        }
+    }
+
+    /// Takes the machine back from a migration that has ended: whoever has heard of the end may give the next
+    /// command at once.
+    pub(super) fn settle(&mut self) {
+        let ended = |attempt: &Attempt| attempt.running && attempt.control.report().status.is_final();
+        if self.attempt.as_ref().is_some_and(ended)
+            && let Some(thread) = self.thread.take()
+        {
+            // Its notice is posted when it ends, and a panic was reported by its own hook.
+            if thread.join().is_err() {
+                tracing::error!("the migration's thread panicked");
+            }
+            self.take_notices();
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Vcpu { generation, .. } if generation != self.generation => {}
             Notice::Vcpu { event: VcpuEvent::Reset, .. } => self.guest_reset(),
