@@ -43,22 +43,41 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
+/// Which way a connection goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) transport: &'static str,
+    pub(crate) uri: Option<String>,
+    pub(crate) peer_address: Option<String>,
+}
+
+impl Route {
+    /// To or at `uri`, with nobody at the other end yet.
+    pub(crate) fn new(uri: &Uri) -> Self {
+        let transport = match uri {
+            Uri::Tcp { .. } => "tcp",
+            Uri::Unix { .. } => "unix",
+        };
+        Self { transport, uri: Some(uri.to_string()), peer_address: None }
+    }
+}
+
 /// A connection to a peer that hasn't been heard yet.
 #[derive(Debug)]
 pub struct Connection {
     pub(crate) socket: Socket,
-    pub(crate) kind: &'static str,
+    pub(crate) route: Route,
     pub(crate) timeout: Duration,
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Socket, kind: &'static str) -> Self {
-        Self { socket, kind, timeout: IO_TIMEOUT }
+    pub(crate) fn new(socket: Socket, route: Route) -> Self {
+        Self { socket, route, timeout: IO_TIMEOUT }
     }
 
     /// A unix stream that is connected already.
     pub fn from_stream(stream: UnixStream) -> Self {
-        Self::new(Socket::new(stream.into()), "unix")
+        Self::new(Socket::new(stream.into()), Route { transport: "unix", ..Route::default() })
     }
 
     /// Two ends of one connection inside this process.

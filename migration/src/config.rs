@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -78,7 +79,7 @@ pub const PARAMETERS: &[Parameter] = &[
 ];
 
 /// Which capabilities are on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Capabilities {
     /// Report each change of status and each pass as an event.
     pub events: bool,

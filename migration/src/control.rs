@@ -76,6 +76,14 @@ impl Control {
         }
     }
 
+    /// Tells the observer that a pass begins.
+    pub(crate) fn tell_pass(&self, pass: u32) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.cancel.is_cancelled() {
+            self.observer.pass(pass);
+        }
+    }
+
     /// The report as last published: at most 100 ms old while the guest runs. Never waits for the migration.
     pub fn report(&self) -> Report {
         let published = Arc::clone(&self.report.lock().unwrap_or_else(PoisonError::into_inner));
@@ -99,9 +107,8 @@ impl Control {
         self.started_us.store(self.made.elapsed().as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Publishes a report that has nothing to say but this: before there is a connection.
-    pub(crate) fn announce(&self, side: Side, status: Status, error: Option<&MigrationError>) {
-        let mut report = Report::new(side);
+    /// Publishes a report with this status: where there is no connection.
+    pub(crate) fn announce(&self, mut report: Report, status: Status, error: Option<&MigrationError>) {
         (report.status, report.total_us) = (status, self.elapsed_us());
         report.error = error.map(ErrorReport::from);
         self.publish(report);

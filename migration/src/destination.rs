@@ -14,7 +14,7 @@ mod lobby;
 
 use std::time::Instant;
 
-use crate::channel::{Connection, Listener};
+use crate::channel::{Connection, Listener, Route};
 use crate::control::Control;
 use crate::error::MigrationError;
 use crate::ram::RamView;
@@ -57,8 +57,8 @@ pub fn receive_from<V: DestinationVm>(
     control: &Control,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
     match lobby::meet(listener, control) {
-        Ok(Met { wire, kind, peer, strangers }) => {
-            let mut attempt = Attempt::new(vm, wire, kind, control);
+        Ok(Met { wire, route, peer, strangers }) => {
+            let mut attempt = Attempt::new(vm, wire, route, control);
             attempt.report.strangers = strangers.count;
             attempt.report.warnings = strangers.texts;
             attempt.set_status(Status::Setup);
@@ -68,7 +68,9 @@ pub fn receive_from<V: DestinationVm>(
             control.cancel.close();
             let cancelled = matches!(error, MigrationError::Cancelled);
             let status = if cancelled { Status::Cancelled } else { Status::Failed };
-            control.announce(Side::Destination, status, Some(&error));
+            let mut report = Report::new(Side::Destination);
+            report.set_route(Route::new(listener.uri()));
+            control.announce(report, status, Some(&error));
             Err(Box::new(ReceiveError { vm, committed: false, error }))
         }
     }
@@ -81,8 +83,8 @@ pub fn receive<V: DestinationVm>(
     connection: Connection,
     control: &Control,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    let kind = connection.kind;
-    let mut attempt = Attempt::new(vm, Wire::new(connection, Side::Destination, control), kind, control);
+    let route = connection.route.clone();
+    let mut attempt = Attempt::new(vm, Wire::new(connection, Side::Destination, control), route, control);
     attempt.set_status(Status::Setup);
     let met = introduce(&mut attempt.wire, Side::Destination);
     attempt.run(met)
@@ -104,9 +106,9 @@ struct Attempt<'a, V> {
 }
 
 impl<'a, V: DestinationVm> Attempt<'a, V> {
-    fn new(vm: V, wire: Wire<'a>, kind: &'static str, control: &'a Control) -> Self {
+    fn new(vm: V, wire: Wire<'a>, route: Route, control: &'a Control) -> Self {
         let mut report = Report::new(Side::Destination);
-        report.transport = kind;
+        report.set_route(route);
         report.memory_bytes = RamView::new(vm.ram()).region_pages().sum::<u64>() * PAGE_BYTES;
         Self {
             vm,

@@ -18,7 +18,7 @@ mod rounds;
 use std::time::Instant;
 
 use crate::channel::pacer::Pacer;
-use crate::channel::{self, Connection, Uri};
+use crate::channel::{self, Connection, Route, Uri};
 use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::MigrationError;
@@ -59,7 +59,10 @@ pub struct SourceEnd<V> {
 
 /// Connects to `uri` and moves the guest of `vm` there; otherwise as [`migrate`].
 pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control: &Control) -> SourceEnd<V> {
-    control.announce(Side::Source, Status::Setup, None);
+    let mut report = Report::new(Side::Source);
+    report.set_route(Route::new(uri));
+    report.set_parameters(&live.get());
+    control.announce(report.clone(), Status::Setup, None);
     let error = match channel::connect(uri, control) {
         Ok(connection) => return migrate(vm, connection, live, control),
         Err(error) => error,
@@ -67,7 +70,7 @@ pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control:
     control.cancel.close();
     let cancelled = matches!(error, MigrationError::Cancelled);
     let status = if cancelled { Status::Cancelled } else { Status::Failed };
-    control.announce(Side::Source, status, Some(&error));
+    control.announce(report, status, Some(&error));
     SourceEnd { vm, outcome: if cancelled { Outcome::Cancelled } else { Outcome::Failed(error) } }
 }
 
@@ -120,7 +123,7 @@ struct Attempt<'a, V> {
 impl<'a, V: SourceVm> Attempt<'a, V> {
     fn new(vm: V, connection: Connection, live: &'a LiveParameters, control: &'a Control) -> Self {
         let mut report = Report::new(Side::Source);
-        report.transport = connection.kind;
+        report.set_route(connection.route.clone());
         let now_us = control.elapsed_us();
         Self {
             vm,
@@ -152,7 +155,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     /// `pages` of those that were still to be sent are done.
     fn now_here(&mut self, pages: u64) {
         let bytes = pages * PAGE_BYTES;
-        self.report.remaining_bytes = self.report.remaining_bytes.saturating_sub(bytes);
+        self.report.remaining_bytes = self.report.remaining_bytes.map(|left| left.saturating_sub(bytes));
     }
 
     fn measure_live(&mut self) {
@@ -168,13 +171,11 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     }
 
     fn publish(&mut self) {
-        let parameters = self.live.get();
-        self.report.downtime_limit_ms = parameters.downtime_limit_ms;
-        self.report.max_bandwidth_bytes_per_s = parameters.max_bandwidth_bytes_per_s;
+        self.report.set_parameters(&self.live.get());
         self.measure_live();
         self.report.total_us = self.control.elapsed_us();
         self.report.bytes.messages = self.wire.message_bytes;
-        self.report.link_bytes_per_s = self.meter.measured_bytes_per_s().unwrap_or(0);
+        self.report.link_bytes_per_s = self.meter.measured_bytes_per_s();
         self.published_us = self.report.total_us;
         let mut shown = self.report.clone();
         if let Some(round) = self.unfinished() {

@@ -7,6 +7,8 @@ pub use query::query_migrate;
 
 use serde::Serialize;
 
+use crate::channel::Route;
+use crate::config::{Capabilities, Parameters};
 use crate::error::{Blame, MigrationError};
 
 /// Most rounds that a report keeps; behind it the oldest but the first is forgotten.
@@ -98,6 +100,10 @@ pub struct Report {
     pub session: String,
     /// `unix` or `tcp`.
     pub transport: &'static str,
+    /// Source: where it connected to. Destination: where it listened. None for a connection made by others.
+    pub uri: Option<String>,
+    /// TCP: the peer's address and port.
+    pub peer_address: Option<String>,
     /// The peer's release; empty until the peer was heard.
     pub peer_tern_version: String,
     /// Protocol version agreed on; 0 before.
@@ -109,14 +115,16 @@ pub struct Report {
     pub total_us: u64,
     /// Handshake.
     pub setup_us: u64,
-    /// Rounds with the guest running; at the destination all rounds.
+    /// Rounds with the guest running. The destination measures until the last round has come, and takes the source's
+    /// figure when that has handed the guest over.
     pub live_us: u64,
     /// Bytes of a page.
     pub page_bytes: u64,
     /// Guest memory.
     pub memory_bytes: u64,
     /// Dirty memory not yet sent; what the guest has written since the dirty log was last read isn't in it.
-    pub remaining_bytes: u64,
+    /// None where it isn't known: at the destination before all has come.
+    pub remaining_bytes: Option<u64>,
     /// Pages sent by this side, or received.
     pub pages: Pages,
     /// Bytes on the wire by kind.
@@ -125,18 +133,24 @@ pub struct Report {
     pub rounds: Vec<Round>,
     /// Rounds that are no longer listed.
     pub rounds_forgotten: u64,
-    /// Pages dirtied a second during the last round.
-    pub dirty_pages_per_s: u64,
-    /// What the link carries while it is busy; 0 when nothing was measured. Not the average under a limit.
-    pub link_bytes_per_s: u64,
-    /// What moved in the last whole round, limit and waiting included.
-    pub moved_bytes_per_s: u64,
-    /// Downtime if the guest were stopped now; none before the first round has ended.
+    /// Pages dirtied a second during the last round with the guest running; none before it has ended.
+    pub dirty_pages_per_s: Option<u64>,
+    /// What the link carries while it is busy, as the source measured it; none when it didn't. Not the average under
+    /// a limit.
+    pub link_bytes_per_s: Option<u64>,
+    /// What moved in the last whole round, limit and waiting included; none before the first has ended.
+    pub moved_bytes_per_s: Option<u64>,
+    /// Downtime if the guest were stopped now; none before the first round has ended, and at the
+    /// destination.
     pub expected_downtime_ms: Option<u64>,
     /// Limit as it was last.
-    pub downtime_limit_ms: u64,
+    pub downtime_limit_ms: Option<u64>,
     /// Limit as it was last; 0 is none.
-    pub max_bandwidth_bytes_per_s: u64,
+    pub max_bandwidth_bytes_per_s: Option<u64>,
+    /// Limit as it was last; 0 is none.
+    pub max_total_time_ms: Option<u64>,
+    /// Source: what was switched on.
+    pub capabilities: Option<Capabilities>,
     /// The stop of the guest, part by part.
     pub downtime: Option<Downtime>,
     /// Why it did not complete.
@@ -152,8 +166,8 @@ pub struct Pages {
     pub raw: u64,
     /// Found to be zero and sent as a mark.
     pub zero: u64,
-    /// Never touched by anyone, and neither read nor sent.
-    pub untouched: u64,
+    /// Never touched by anyone, and neither read nor sent. The destination is told at the end of a round.
+    pub untouched: Option<u64>,
 }
 
 impl Pages {
@@ -197,22 +211,22 @@ pub struct Round {
     /// Pages sent as zero.
     pub pages_zero: u64,
     /// Pages never touched, round 0 only.
-    pub pages_untouched: u64,
-    /// Pages found dirty at its end.
-    pub pages_dirty_at_end: u64,
+    pub pages_untouched: Option<u64>,
+    /// Pages found dirty at its end; none for the stopped one. The destination is told a round later.
+    pub pages_dirty_at_end: Option<u64>,
     /// Bytes on the wire.
     pub wire_bytes: u64,
     /// How long it took.
     pub duration_us: u64,
-    /// Pages dirtied a second while it ran.
-    pub dirty_pages_per_s: u64,
+    /// Pages dirtied a second while it ran; known as `pages_dirty_at_end` is.
+    pub dirty_pages_per_s: Option<u64>,
 }
 
-/// The stop of the guest. What only one side can know, the other leaves at 0 or fills in from the peer.
+/// The stop of the guest. What only one side can measure, the other is told, or has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Downtime {
-    /// Source: from the order to stop until the answer that the guest runs.
-    pub total_us: u64,
+    /// Source: from the order to stop until the answer that the guest runs. The destination isn't told.
+    pub total_us: Option<u64>,
     /// Source: stopping vCPUs and draining devices.
     pub stop_us: u64,
     /// Source: reading the state out of them.
@@ -220,11 +234,12 @@ pub struct Downtime {
     /// Source: last look at the dirty log and sending what it showed.
     pub final_ram_us: u64,
     /// Source: sending the state until the destination said that all is loaded; `load_us` is a part of it.
-    pub state_send_us: u64,
+    pub state_send_us: Option<u64>,
     /// Destination: loading and checking the state.
     pub load_us: u64,
-    /// Source: from sending COMMIT until the answer; `resume_us` is a part of it.
-    pub commit_us: u64,
+    /// Source: from sending COMMIT until the answer; `resume_us` is a part of it. The destination
+    /// isn't told.
+    pub commit_us: Option<u64>,
     /// Destination: starting the guest.
     pub resume_us: u64,
 }
@@ -261,6 +276,8 @@ impl Report {
             status: Status::None,
             session: String::new(),
             transport: "",
+            uri: None,
+            peer_address: None,
             peer_tern_version: String::new(),
             protocol_version: 0,
             strangers: 0,
@@ -269,21 +286,34 @@ impl Report {
             live_us: 0,
             page_bytes: crate::vm::PAGE_BYTES,
             memory_bytes: 0,
-            remaining_bytes: 0,
+            remaining_bytes: None,
             pages: Pages::default(),
             bytes: Bytes::default(),
             rounds: Vec::with_capacity(ROUNDS_KEPT),
             rounds_forgotten: 0,
-            dirty_pages_per_s: 0,
-            link_bytes_per_s: 0,
-            moved_bytes_per_s: 0,
+            dirty_pages_per_s: None,
+            link_bytes_per_s: None,
+            moved_bytes_per_s: None,
             expected_downtime_ms: None,
-            downtime_limit_ms: 0,
-            max_bandwidth_bytes_per_s: 0,
+            downtime_limit_ms: None,
+            max_bandwidth_bytes_per_s: None,
+            max_total_time_ms: None,
+            capabilities: None,
             downtime: None,
             error: None,
             warnings: Vec::new(),
         }
+    }
+
+    pub(crate) fn set_route(&mut self, route: Route) {
+        (self.transport, self.uri, self.peer_address) = (route.transport, route.uri, route.peer_address);
+    }
+
+    pub(crate) fn set_parameters(&mut self, parameters: &Parameters) {
+        self.downtime_limit_ms = Some(parameters.downtime_limit_ms);
+        self.max_bandwidth_bytes_per_s = Some(parameters.max_bandwidth_bytes_per_s);
+        self.max_total_time_ms = Some(parameters.max_total_time_ms);
+        self.capabilities = Some(parameters.capabilities);
     }
 
     /// Adds a round; forgets the oldest but the first when there are too many.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 
 use super::socket::{Socket, wait};
-use super::{CONNECT_TIMEOUT, Connection, Direction, Uri, Woken};
+use super::{CONNECT_TIMEOUT, Connection, Direction, Route, Uri, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError};
 
@@ -32,7 +32,7 @@ pub fn connect(uri: &Uri, control: &Control) -> Result<Connection, MigrationErro
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for (domain, address) in addresses(uri).map_err(failed)? {
         match connect_to(domain, &address, control) {
-            Ok(Some(socket)) => return connection(socket, kind(uri)).map_err(|e| failed(e).into()),
+            Ok(Some(socket)) => return connection(socket, uri).map_err(|e| failed(e).into()),
             Ok(None) => return Err(MigrationError::Cancelled),
             Err(error) => last = error,
         }
@@ -48,13 +48,6 @@ fn addresses(uri: &Uri) -> io::Result<Vec<(Domain, SockAddr)>> {
             let found = (host, *port).to_socket_addrs()?;
             Ok(found.map(|address: SocketAddr| (Domain::for_address(address), address.into())).collect())
         }
-    }
-}
-
-fn kind(uri: &Uri) -> &'static str {
-    match uri {
-        Uri::Tcp { .. } => "tcp",
-        Uri::Unix { .. } => "unix",
     }
 }
 
@@ -89,8 +82,12 @@ fn connect_to(domain: Domain, address: &SockAddr, control: &Control) -> io::Resu
     }
 }
 
-fn connection(socket: socket2::Socket, kind: &'static str) -> io::Result<Connection> {
-    if kind == "tcp" {
+fn connection(socket: socket2::Socket, uri: &Uri) -> io::Result<Connection> {
+    let mut route = Route::new(uri);
+    if let Uri::Tcp { .. } = uri {
+        // A peer that is gone already has no address; that shows when it is read from.
+        let address = socket.peer_addr().ok().and_then(|address| address.as_socket());
+        route.peer_address = address.map(|address| address.to_string());
         socket.set_tcp_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
         socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))?;
@@ -99,7 +96,7 @@ fn connection(socket: socket2::Socket, kind: &'static str) -> io::Result<Connect
         // TCP's buffers grow by themselves. The kernel may grant less than asked; that is only slower.
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     }
-    Ok(Connection::new(Socket::new(socket.into()), kind))
+    Ok(Connection::new(Socket::new(socket.into()), route))
 }
 
 /// A socket on which a destination waits.
@@ -152,7 +149,7 @@ impl Listener {
         loop {
             match self.socket.accept() {
                 Ok((socket, _)) => {
-                    let connection = connection(socket, kind(&self.uri)).map_err(failed)?;
+                    let connection = connection(socket, &self.uri).map_err(failed)?;
                     return Ok(Some(connection));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

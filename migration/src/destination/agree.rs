@@ -28,6 +28,9 @@ impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
         attempt.report.peer_tern_version = peer.tern_version;
         attempt.report.protocol_version = peer.protocol_version;
         let offer: Offer = attempt.wire.expect(FrameType::Offer, "waiting for the offer")?;
+        attempt.report.downtime_limit_ms = offer.downtime_limit_ms;
+        attempt.report.max_bandwidth_bytes_per_s = offer.max_bandwidth_bytes_per_s;
+        attempt.report.max_total_time_ms = offer.max_total_time_ms;
         check(&attempt.vm, &offer)?;
         let (protocol_version, encodings) = (peer.protocol_version, offer.encodings & ENCODINGS_MASK);
         let agreed = AgreedMessage { protocol_version, encodings };

@@ -64,26 +64,49 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
     }
 
     fn end_round(&mut self) -> Result<bool, MigrationError> {
-        let RoundEnd { pages, last } = self.attempt.wire.message(FrameType::RoundEnd)?;
+        let told: RoundEnd = self.attempt.wire.message(FrameType::RoundEnd)?;
+        let RoundEnd { pages, last, .. } = told;
         let received = self.attempt.now.pages_raw + self.attempt.now.pages_zero;
         if pages != received {
             let (frame, field) = ("round-end", "number of pages");
             return Err(ProtocolError::Mismatch { frame, field, found: pages, expected: received }.into());
         }
+        self.hear(&told);
         self.attempt.now.stopped = last;
         self.attempt.now = self.attempt.unfinished().unwrap_or(self.attempt.now);
         self.attempt.now.finished = true;
         self.attempt.report.moved_bytes_per_s =
-            rate(self.attempt.now.wire_bytes, self.attempt.now.duration_us);
+            Some(rate(self.attempt.now.wire_bytes, self.attempt.now.duration_us));
         self.attempt.report.push_round(self.attempt.now);
         self.attempt.measure_live();
         self.attempt.now = Round { round: self.attempt.now.round.wrapping_add(1), ..Round::default() };
         self.attempt.round_started = (!last).then(Instant::now);
         if last {
             self.attempt.live_started = None;
+            self.attempt.report.remaining_bytes = Some(0);
         }
         self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
         Ok(last)
+    }
+
+    /// What only the source can know, into the report.
+    fn hear(&mut self, told: &RoundEnd) {
+        let Attempt { report, now, .. } = &mut *self.attempt;
+        now.pages_untouched = told.pages_untouched;
+        if let Some(untouched) = told.pages_untouched {
+            let all = report.pages.untouched.get_or_insert(0);
+            *all = all.saturating_add(untouched);
+        }
+        if let Some(before) = report.rounds.last_mut() {
+            before.pages_dirty_at_end = told.pages_dirty_before;
+            before.dirty_pages_per_s = told.dirty_pages_per_s_before;
+        }
+        report.dirty_pages_per_s = told.dirty_pages_per_s_before.or(report.dirty_pages_per_s);
+        report.link_bytes_per_s = told.link_bytes_per_s.or(report.link_bytes_per_s);
+        report.downtime_limit_ms = told.downtime_limit_ms.or(report.downtime_limit_ms);
+        report.max_bandwidth_bytes_per_s =
+            told.max_bandwidth_bytes_per_s.or(report.max_bandwidth_bytes_per_s);
+        report.max_total_time_ms = told.max_total_time_ms.or(report.max_total_time_ms);
     }
 
     fn load_state(self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
@@ -119,7 +142,8 @@ impl<V: DestinationVm> Prepared<'_, '_, V> {
         let started = Instant::now();
         attempt.vm.start(running).map_err(vm_failed("starting the guest"))?;
         downtime.resume_us = started.elapsed().as_micros() as u64;
-        let Commit { stop_us, state_save_us, final_ram_us } = commit;
+        let Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us } = commit;
+        attempt.report.live_us = live_us.unwrap_or(attempt.report.live_us);
         let resume_us = downtime.resume_us;
         let told =
             attempt.wire.send(FrameType::Running, &Running { resume_us }, "saying that the guest runs");
@@ -127,7 +151,8 @@ impl<V: DestinationVm> Prepared<'_, '_, V> {
         if let Err(error) = told {
             attempt.report.warnings.push(format!("the source was not told: {}", error.text()));
         }
-        attempt.report.downtime = Some(Downtime { stop_us, state_save_us, final_ram_us, ..downtime });
+        attempt.report.downtime =
+            Some(Downtime { stop_us, state_save_us, final_ram_us, state_send_us, ..downtime });
         Ok(running)
     }
 }

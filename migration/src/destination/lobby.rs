@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::channel::socket::{Heard, wait_any};
-use crate::channel::{Connection, Listener};
+use crate::channel::{Connection, Listener, Route};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::stats::Side;
@@ -27,7 +27,7 @@ const STATE: &str = "waiting for the peer to introduce itself";
 /// A source that has introduced itself.
 pub(super) struct Met<'a> {
     pub(super) wire: Wire<'a>,
-    pub(super) kind: &'static str,
+    pub(super) route: Route,
     pub(super) peer: Peer,
     pub(super) strangers: Strangers,
 }
@@ -67,7 +67,7 @@ pub(super) fn meet<'a>(listener: &Listener, control: &'a Control) -> Result<Met<
                     control.restart_clock();
                     let connection = guests.remove(place).connection;
                     match greet(connection, control) {
-                        Ok((wire, kind, peer)) => return Ok(Met { wire, kind, peer, strangers }),
+                        Ok((wire, route, peer)) => return Ok(Met { wire, route, peer, strangers }),
                         Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
                         Err(error) => turn_away(&error),
                     }
@@ -131,14 +131,11 @@ fn is_whole(first: &[u8]) -> Result<bool, ProtocolError> {
 }
 
 /// Reads what is there already and answers it.
-fn greet(
-    connection: Connection,
-    control: &Control,
-) -> Result<(Wire<'_>, &'static str, Peer), MigrationError> {
-    let kind = connection.kind;
+fn greet(connection: Connection, control: &Control) -> Result<(Wire<'_>, Route, Peer), MigrationError> {
+    let route = connection.route.clone();
     let mut wire = Wire::new(connection, Side::Destination, control);
     match introduce(&mut wire, Side::Destination) {
-        Ok(peer) => Ok((wire, kind, peer)),
+        Ok(peer) => Ok((wire, route, peer)),
         Err(error) => {
             wire.farewell(&error);
             Err(error)

@@ -27,7 +27,7 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
     pub(super) fn agree(self) -> Result<Agreed<'s, 'a, V>, MigrationError> {
         let Self { attempt, ram } = self;
         attempt.report.memory_bytes = ram.region_pages().sum::<u64>() * PAGE_BYTES;
-        attempt.report.remaining_bytes = attempt.report.memory_bytes;
+        attempt.report.remaining_bytes = Some(attempt.report.memory_bytes);
         // `migrate_to` has said so before it connected: one event for one change.
         if attempt.control.report().status == Status::Setup {
             attempt.report.status = Status::Setup;
@@ -41,7 +41,15 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
         attempt.report.peer_tern_version = peer.tern_version;
         attempt.report.protocol_version = peer.protocol_version;
         let facts = attempt.vm.facts();
-        let offer = Offer { facts, page_bytes: PAGE_BYTES as u32, encodings: ENCODINGS_MASK };
+        let limits = attempt.live.get();
+        let offer = Offer {
+            facts,
+            page_bytes: PAGE_BYTES as u32,
+            encodings: ENCODINGS_MASK,
+            downtime_limit_ms: Some(limits.downtime_limit_ms),
+            max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
+            max_total_time_ms: Some(limits.max_total_time_ms),
+        };
         attempt.wire.send(FrameType::Offer, &offer, "offering the guest")?;
         let answer: AgreedMessage =
             attempt.wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;

@@ -38,10 +38,10 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
         downtime.final_ram_us = timed(|| send_last_pages(&mut rounds))?;
         let attempt = rounds.attempt;
         let mut load_us = 0;
-        downtime.state_send_us = timed(|| {
+        downtime.state_send_us = Some(timed(|| {
             load_us = send_state(attempt, &state, running)?;
             Ok(())
-        })?;
+        })?);
         downtime.load_us = load_us;
         Ok(Offered { attempt, stop_started, downtime })
     }
@@ -51,7 +51,7 @@ fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), Mi
     let started = rounds.attempt.begin_round();
     let vm = &mut rounds.attempt.vm;
     vm.dirty_log_fetch(&mut rounds.pending).map_err(vm_failed("reading the dirty log"))?;
-    rounds.attempt.report.remaining_bytes = rounds.pending.count() * PAGE_BYTES;
+    rounds.attempt.report.remaining_bytes = Some(rounds.pending.count() * PAGE_BYTES);
     rounds.send_pending(false)?;
     rounds.end_round(started, true)?;
     rounds.close_round(started);
@@ -82,14 +82,15 @@ impl<V: SourceVm> Offered<'_, '_, V> {
         let commit_started = Instant::now();
         attempt.undo.given_up = true;
         attempt.vm.give_up();
-        let Downtime { stop_us, state_save_us, final_ram_us, .. } = downtime;
-        let commit = Commit { stop_us, state_save_us, final_ram_us };
+        let Downtime { stop_us, state_save_us, final_ram_us, state_send_us, .. } = downtime;
+        let live_us = Some(attempt.report.live_us);
+        let commit = Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us };
         attempt.wire.send(FrameType::Commit, &commit, "handing the guest over")?;
         let state = "waiting for the peer to say that the guest runs";
         let answer: Running = attempt.wire.expect(FrameType::Running, state)?;
         downtime.resume_us = answer.resume_us;
-        downtime.commit_us = commit_started.elapsed().as_micros() as u64;
-        downtime.total_us = stop_started.elapsed().as_micros() as u64;
+        downtime.commit_us = Some(commit_started.elapsed().as_micros() as u64);
+        downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
         attempt.report.downtime = Some(downtime);
         Ok(downtime)
     }

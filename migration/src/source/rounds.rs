@@ -70,22 +70,34 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
 
     /// One round with the guest running.
     fn round(&mut self) -> Result<(), MigrationError> {
-        self.attempt.control.observer.pass(self.attempt.now.round.saturating_add(1));
+        self.attempt.control.tell_pass(self.attempt.now.round.saturating_add(1));
         let started = self.attempt.begin_round();
         self.send_pending(true)?;
         self.end_round(started, false)?;
         let vm = &mut self.attempt.vm;
         vm.dirty_log_fetch(&mut self.pending).map_err(vm_failed("reading the dirty log"))?;
-        self.attempt.now.pages_dirty_at_end = self.pending.count();
+        self.attempt.now.pages_dirty_at_end = Some(self.pending.count());
         self.close_round(started);
         Ok(())
     }
 
     /// Tells the peer that a round has ended.
     pub(super) fn end_round(&mut self, started: Instant, last: bool) -> Result<(), MigrationError> {
-        let pages = self.attempt.now.pages_raw + self.attempt.now.pages_zero;
+        let limits = self.attempt.live.get();
+        let before = self.attempt.report.rounds.last();
+        let message = RoundEnd {
+            pages: self.attempt.now.pages_raw + self.attempt.now.pages_zero,
+            last,
+            pages_untouched: self.attempt.now.pages_untouched,
+            pages_dirty_before: before.and_then(|round| round.pages_dirty_at_end),
+            dirty_pages_per_s_before: before.and_then(|round| round.dirty_pages_per_s),
+            link_bytes_per_s: self.attempt.meter.measured_bytes_per_s(),
+            downtime_limit_ms: Some(limits.downtime_limit_ms),
+            max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
+            max_total_time_ms: Some(limits.max_total_time_ms),
+        };
         let wire = &mut self.attempt.wire;
-        wire.send(FrameType::RoundEnd, &RoundEnd { pages, last }, "ending a round")?;
+        wire.send(FrameType::RoundEnd, &message, "ending a round")?;
         wire.epoch = wire.epoch.wrapping_add(1);
         self.attempt.now.stopped = last;
         self.attempt.now.duration_us = started.elapsed().as_micros() as u64;
@@ -95,14 +107,15 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     /// Puts the round into the report and begins the next.
     pub(super) fn close_round(&mut self, started: Instant) {
         let time_us = started.elapsed().as_micros() as u64;
-        self.attempt.now.dirty_pages_per_s = rate(self.attempt.now.pages_dirty_at_end, time_us);
+        let dirty = self.attempt.now.pages_dirty_at_end;
+        self.attempt.now.dirty_pages_per_s = dirty.map(|pages| rate(pages, time_us));
         self.attempt.now.finished = true;
         self.attempt.round_started = None;
         let now = self.attempt.now;
         let report = &mut self.attempt.report;
-        report.dirty_pages_per_s = now.dirty_pages_per_s;
-        report.moved_bytes_per_s = rate(now.wire_bytes, time_us);
-        report.remaining_bytes = now.pages_dirty_at_end * PAGE_BYTES;
+        report.dirty_pages_per_s = now.dirty_pages_per_s.or(report.dirty_pages_per_s);
+        report.moved_bytes_per_s = Some(rate(now.wire_bytes, time_us));
+        report.remaining_bytes = Some(now.pages_dirty_at_end.unwrap_or(0) * PAGE_BYTES);
         report.push_round(now);
         self.attempt.now = Round { round: self.attempt.now.round.saturating_add(1), ..Round::default() };
     }
@@ -175,8 +188,8 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         let before = count(&self.runs);
         self.runs = intersection(&self.runs, &self.resident);
         let untouched = before - count(&self.runs);
-        self.attempt.now.pages_untouched += untouched;
-        self.attempt.report.pages.untouched += untouched;
+        *self.attempt.now.pages_untouched.get_or_insert(0) += untouched;
+        *self.attempt.report.pages.untouched.get_or_insert(0) += untouched;
         self.attempt.now_here(untouched);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Report, Side, Status};
+use super::{Report, Status};
 
 /// QMP's `MigrationInfo`, with the whole document as member `report`. Times in ms and `mbps` in megabits a
 /// second are QMP's units.
@@ -19,10 +19,9 @@ pub fn query_migrate(report: &Report) -> Value {
     if let (Some(expected), false) = (report.expected_downtime_ms, report.status.is_final()) {
         put("expected-downtime", expected.into());
     }
-    if let (Some(downtime), Status::Completed) = (report.downtime, report.status)
-        && report.side == Side::Source
-    {
-        put("downtime", downtime.total_us.div_ceil(1000).into());
+    let downtime_us = report.downtime.and_then(|downtime| downtime.total_us);
+    if let (Some(downtime_us), Status::Completed) = (downtime_us, report.status) {
+        put("downtime", downtime_us.div_ceil(1000).into());
     }
     if let Some(error) = &report.error {
         put("error-desc", error.text().into());
@@ -34,9 +33,9 @@ fn ram(report: &Report) -> Value {
     let seconds = report.total_us.saturating_sub(report.setup_us) as f64 / 1e6;
     let per_s = |amount: f64| if seconds > 0.0 { amount / seconds } else { 0.0 };
     let transferred = report.bytes.total();
-    let finished = report.status.is_final() || report.moved_bytes_per_s == 0;
-    let bytes_per_s = if finished { per_s(transferred as f64) } else { report.moved_bytes_per_s as f64 };
-    json!({
+    let moved = report.moved_bytes_per_s.filter(|_| !report.status.is_final());
+    let bytes_per_s = moved.map_or(per_s(transferred as f64), |moved| moved as f64);
+    let mut ram = json!({
         "transferred": transferred,
         "remaining": report.remaining_bytes,
         "total": report.memory_bytes,
@@ -53,13 +52,19 @@ fn ram(report: &Report) -> Value {
         "precopy-bytes": transferred,
         "downtime-bytes": report.rounds.iter().filter(|r| r.stopped).map(|r| r.wire_bytes).sum::<u64>(),
         "postcopy-bytes": 0,
-    })
+    });
+    // QMP's numbers are never null: what isn't known is left out.
+    if let Value::Object(members) = &mut ram {
+        members.retain(|_, value| !value.is_null());
+    }
+    ram
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::MigrationError;
+    use crate::stats::Side;
 
     #[test]
     fn figures_outlive_failure() {

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
     use crate::channel::Connection;
     use crate::control::{Control, Unobserved};
-    use crate::wire::RoundEnd;
+    use crate::wire::Prepared;
 
     #[test]
     fn a_message_that_a_cancel_kept_back_leaves_no_gap_before_the_farewell() {
@@ -85,11 +85,11 @@ mod tests {
         source.send_magic().unwrap();
         destination.receive_magic().unwrap();
         assert!(ours.cancel());
-        let message = RoundEnd { pages: 0, last: false };
-        let error = source.send(FrameType::RoundEnd, &message, "ending a round").unwrap_err();
+        let message = Prepared { load_us: 0 };
+        let error = source.send(FrameType::Prepared, &message, "telling").unwrap_err();
         assert!(matches!(error, MigrationError::Cancelled));
         source.farewell(&error);
-        let heard = destination.expect::<RoundEnd>(FrameType::RoundEnd, "receiving memory").unwrap_err();
+        let heard = destination.expect::<Prepared>(FrameType::Prepared, "listening").unwrap_err();
         assert!(matches!(heard, MigrationError::Peer { .. }), "{heard}");
     }
 }

@@ -41,6 +41,12 @@ record! {
         [2] page_bytes: u32,
         /// Bit n: the source can send encoding n.
         [3] encodings: u64,
+        /// Limits at the start, for the destination's report.
+        [4 optional] downtime_limit_ms: Option<u64>,
+        /// 0: none.
+        [5 optional] max_bandwidth_bytes_per_s: Option<u64>,
+        /// 0: none.
+        [6 optional] max_total_time_ms: Option<u64>,
     }
 }
 
@@ -71,6 +77,20 @@ record! {
         [1] pages: u64,
         /// The guest is stopped, and no page follows.
         [2] last: bool,
+        /// Pages of this round that were never touched; in the first round only.
+        [3 optional] pages_untouched: Option<u64>,
+        /// Pages found dirty at the end of the round before.
+        [4 optional] pages_dirty_before: Option<u64>,
+        /// Pages dirtied a second in the round before.
+        [5 optional] dirty_pages_per_s_before: Option<u64>,
+        /// What the link carries, if it was measured.
+        [6 optional] link_bytes_per_s: Option<u64>,
+        /// Limits as they are now, for the destination's report.
+        [7 optional] downtime_limit_ms: Option<u64>,
+        /// 0: none.
+        [8 optional] max_bandwidth_bytes_per_s: Option<u64>,
+        /// 0: none.
+        [9 optional] max_total_time_ms: Option<u64>,
     }
 }
 
@@ -91,6 +111,10 @@ record! {
         [2] state_save_us: u64,
         /// Time to send the last pages.
         [3] final_ram_us: u64,
+        /// Time to send the state until the destination said that all is loaded.
+        [4 optional] state_send_us: Option<u64>,
+        /// Time of the rounds with the guest running.
+        [5 optional] live_us: Option<u64>,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tern_migration::channel::{Listener, Uri, connect};
 use tern_migration::fake::{Call, FakeGuest, FakeVm, LogMode, Options};
+use tern_migration::stats::Round;
 use tern_migration::{Control, LiveParameters, Observer, Side, SourceVm, Status, query_migrate};
 use vm_memory::GuestMemoryBackend;
 
@@ -117,7 +118,8 @@ fn untouched_memory_is_neither_sent_nor_touched() {
         }
     }
     // The page that saving writes is sent again, or for the first time.
-    assert_eq!(ends.source_report.pages.untouched, untouched + 1);
+    assert_eq!(ends.source_report.pages.untouched, Some(untouched + 1));
+    assert_eq!(ends.destination_report.pages, ends.source_report.pages);
     assert_eq!(ends.source_report.pages.sent(), touched);
     assert_moved(&ends, true);
 }
@@ -135,7 +137,11 @@ fn both_transports_carry_a_guest() {
         let (source, destination) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
         let ends = run(source, destination, (near, far), &LiveParameters::default(), controls);
         assert_moved(&ends, true);
-        assert!(uri.to_string().starts_with(ends.source_report.transport));
+        for report in [&ends.source_report, &ends.destination_report] {
+            assert!(uri.to_string().starts_with(report.transport));
+            assert_eq!(report.uri, Some(listener.uri().to_string()));
+            assert_eq!(report.peer_address.is_some(), report.transport == "tcp");
+        }
     }
 }
 
@@ -168,15 +174,41 @@ fn both_reports_say_the_same_and_the_observer_hears_each_status() {
     assert_eq!((&near.session, near.pages.sent()), (&far.session, far.pages.sent()));
     assert_eq!((near.bytes, near.memory_bytes), (far.bytes, far.memory_bytes));
     assert_eq!(near.session.len(), 32);
+    assert_eq!((near.pages, near.live_us), (far.pages, far.live_us));
+    assert_eq!((near.remaining_bytes, far.remaining_bytes), (Some(0), Some(0)));
+    assert!(near.dirty_pages_per_s.is_some() && near.dirty_pages_per_s == far.dirty_pages_per_s);
+    assert_eq!((near.downtime_limit_ms, far.downtime_limit_ms), (Some(300), Some(300)));
+    assert_eq!(near.rounds.len(), far.rounds.len());
+    for (here, there) in near.rounds.iter().zip(&far.rounds) {
+        assert_eq!(Round { duration_us: here.duration_us, ..*there }, *here);
+    }
     let (near, far) = (near.downtime.unwrap(), far.downtime.unwrap());
+    assert_eq!((near.state_send_us, far.total_us, far.commit_us), (far.state_send_us, None, None));
     assert_eq!((near.load_us, near.resume_us), (far.load_us, far.resume_us));
     assert_eq!((near.stop_us, near.final_ram_us), (far.stop_us, far.final_ram_us));
-    let parts = near.stop_us + near.state_save_us + near.final_ram_us + near.state_send_us + near.commit_us;
-    assert!(near.total_us >= parts && near.total_us < parts + 20_000, "{near:?}");
+    let parts = near.stop_us + near.state_save_us + near.final_ram_us + near.state_send_us.unwrap();
+    let (parts, total_us) = (parts + near.commit_us.unwrap(), near.total_us.unwrap());
+    assert!(total_us >= parts && total_us < parts + 20_000, "{near:?}");
     let answer = query_migrate(&ends.source_report);
     assert_eq!(answer["status"], "completed");
     assert_eq!(answer["ram"]["dirty-sync-count"], 2);
     assert_eq!(answer["ram"]["transferred"], ends.source_report.bytes.total());
+}
+
+#[test]
+fn a_failed_connect_is_told_with_its_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let uri = Uri::Unix { path: folder.path().join("nobody") };
+    let control = control(Side::Source);
+    let vm = FakeVm::booted(Options::default()).unwrap();
+    let live = LiveParameters::default();
+    live.merge(serde_json::json!({"max-total-time": 99}).as_object().unwrap()).unwrap();
+    let end = tern_migration::source::migrate_to(vm, &uri, &live, &control);
+    assert!(matches!(end.outcome, tern_migration::source::Outcome::Failed(_)));
+    let report = control.report();
+    assert_eq!((report.transport, report.uri), ("unix", Some(uri.to_string())));
+    assert_eq!((report.max_total_time_ms, report.error.unwrap().code.as_str()), (Some(99), "connect"));
+    assert!(report.capabilities.unwrap().events);
 }
 
 #[test]

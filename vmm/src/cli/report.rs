@@ -125,8 +125,16 @@ mod tests {
         report.status = Status::Completed;
         (report.total_us, report.memory_bytes) = (1_234_567, 1 << 30);
         report.bytes.page_data = 5 << 20;
-        report.downtime = Some(Downtime { total_us: 4_560, stop_us: 70, ..Downtime::default() });
-        report.rounds = (0..rounds).map(|round| Round { round, ..Round::default() }).collect();
+        report.downtime = Some(Downtime {
+            total_us: Some(4_560),
+            stop_us: 70,
+            state_send_us: Some(0),
+            commit_us: Some(0),
+            ..Downtime::default()
+        });
+        report.link_bytes_per_s = Some(0);
+        let round = |round| Round { round, pages_dirty_at_end: Some(0), ..Round::default() };
+        report.rounds = (0..rounds).map(round).collect();
         if let Some(last) = report.rounds.last_mut() {
             last.stopped = true;
         }
