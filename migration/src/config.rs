@@ -150,6 +150,12 @@ pub enum ConfigError {
         /// Legal values.
         legal: String,
     },
+    /// A parameter of the source, given to a destination.
+    #[error("migration parameter {name} is the source's: give it to `migrate` there")]
+    SourceOnly {
+        /// Parameter.
+        name: &'static str,
+    },
     /// A capability list of another shape.
     #[error("capabilities: {found} is not a list of {{\"capability\": NAME, \"state\": true or false}}")]
     CapabilityShape {
@@ -238,6 +244,14 @@ impl Parameters {
         Ok(merged)
     }
 
+    /// As [`Self::merged`], for a destination: it has capabilities, but all parameters are the source's.
+    pub fn merged_at_destination(&self, changes: &Map<String, Value>) -> Result<Self, ConfigError> {
+        if let Some(name) = changes.keys().find(|name| *name != "capabilities") {
+            return Err(ConfigError::SourceOnly { name: Parameter::named(name)?.name });
+        }
+        self.merged(changes)
+    }
+
     /// The answer to `query-migrate-parameters`.
     pub fn to_json(&self) -> Map<String, Value> {
         PARAMETERS.iter().map(|row| (row.name.to_owned(), Value::from((row.get)(self)))).collect()
@@ -279,6 +293,11 @@ impl LiveParameters {
     /// As they are now.
     pub fn get(&self) -> Parameters {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces all.
+    pub fn set(&self, parameters: Parameters) {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = parameters;
     }
 
     /// Sets the members of `changes`, as [`Parameters::merged`]; the migration obeys within 100 ms.
@@ -344,6 +363,23 @@ mod tests {
         assert_eq!(live.get(), Parameters::default());
         live.merge(&object(r#"{"downtime-limit": 7}"#)).unwrap();
         assert_eq!(live.get().downtime_limit_ms, 7);
+    }
+
+    #[test]
+    fn a_destination_refuses_what_only_a_source_uses() {
+        let defaults = Parameters::default();
+        for row in PARAMETERS {
+            let changes = object(&format!(r#"{{"{}": {}}}"#, row.name, row.default));
+            let error = defaults.merged_at_destination(&changes).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("migration parameter {} is the source's: give it to `migrate` there", row.name)
+            );
+        }
+        let unknown = defaults.merged_at_destination(&object(r#"{"max-bandwith": 1}"#)).unwrap_err();
+        assert!(matches!(unknown, ConfigError::UnknownParameter { .. }));
+        let quiet = object(r#"{"capabilities": [{"capability": "events", "state": false}]}"#);
+        assert!(!defaults.merged_at_destination(&quiet).unwrap().capabilities.events);
     }
 
     #[test]

@@ -127,6 +127,13 @@ fn wrong_parameters_are_named_and_change_nothing() {
     let error = here.try_execute("migrate", json!({ "uri": uri, "capabilities": ["warp"] })).unwrap_err();
     assert!(error["desc"].as_str().unwrap().contains("warp"), "{error}");
     assert_eq!((here.migrate_status(), here.state()), (String::new(), "running".into()));
-    destination.qmp().execute("migrate-set-parameters", json!({ "downtime-limit": 9 }));
+    let mut there = destination.qmp();
+    let error = there.try_execute("migrate-set-parameters", json!({ "downtime-limit": 9 })).unwrap_err();
+    assert!(error["desc"].as_str().unwrap().contains("give it to `migrate` there"), "{error}");
+    // A destination has capabilities of its own, until its guest has come.
+    let quiet = json!([{ "capability": "events", "state": false }]);
+    there.execute("migrate-set-parameters", json!({ "capabilities": quiet }));
+    assert_eq!(there.execute("query-migrate-capabilities", json!({})), quiet);
     tern_tests::migrate(&source, &destination);
+    assert_eq!(there.execute("query-migrate-capabilities", json!({}))[0]["state"], true);
 }

@@ -175,6 +175,7 @@ impl Machine {
         if committed {
             tracing::error!(error = error.text(), "the guest has come and could not be started: it is paused");
             self.core.run().exchange(Hold::Incoming, Hold::User);
+            self.awaited = Parameters::default();
             return self.has_arrived();
         }
         tracing::warn!(error = error.text(), "no guest was received; waiting for the next");
@@ -196,6 +197,8 @@ impl Machine {
             }
             Ended::Destination(Ok(Received { vm, .. })) => {
                 self.vm = Some(vm);
+                // They were for this guest's way here.
+                self.awaited = Parameters::default();
                 self.has_arrived();
             }
             Ended::Destination(Err(failure)) => self.not_received(*failure),

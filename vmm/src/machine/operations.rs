@@ -85,12 +85,14 @@ impl Machine {
 
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {
         let invalid = |error: tern_migration::config::ConfigError| CommandError::invalid(error.to_string());
-        match self.attempt.as_ref().filter(|attempt| attempt.running && self.receiver.is_none()) {
+        let running = self.attempt.as_ref().filter(|attempt| attempt.running);
+        if self.receiver.is_some() || self.core.run().holds(Hold::Incoming) {
+            self.awaited = self.awaited.merged_at_destination(changes).map_err(invalid)?;
+            running.inspect(|attempt| attempt.live.set(self.awaited));
+            return Ok(());
+        }
+        match running {
             Some(attempt) => attempt.live.merge(changes).map(|_| ()).map_err(invalid),
-            None if self.core.run().holds(Hold::Incoming) => {
-                self.awaited = self.awaited.merged(changes).map_err(invalid)?;
-                Ok(())
-            }
             None => Err(CommandError::illegal(
                 "no migration runs: give its parameters to `migrate`, which takes them for that migration alone",
             )),
@@ -182,7 +184,7 @@ impl Operations for Handle {
 
     fn migrate_incoming(&mut self, uri: &str, changes: &ParameterValues) -> Result<(), CommandError> {
         let mut machine = self.lock();
-        let parameters = machine.awaited.merged(changes);
+        let parameters = machine.awaited.merged_at_destination(changes);
         let parameters = parameters.map_err(|error| CommandError::invalid(error.to_string()))?;
         machine.listen(uri, parameters)
     }
