@@ -176,7 +176,9 @@ pub enum ConfigError {
         given: String,
     },
     /// One terminal for two ports.
-    #[error("--serial stdio and --console stdio: there is one terminal; give one of them file:PATH, unix:PATH or null")]
+    #[error(
+        "--serial stdio and --console stdio: there is one terminal; give one of them file:PATH, unix:PATH or null"
+    )]
     TerminalTwice,
     /// The same TAP twice.
     #[error("--net tap={tap} is given twice: each interface needs a TAP of its own")]
@@ -294,7 +296,10 @@ mod tests {
         let cases = [
             (VmConfig { cpus: 0, ..machine() }, "--cpus 0: a machine has 1 to 32"),
             (VmConfig { cpus: 33, ..machine() }, "--cpus 33"),
-            (VmConfig { memory_bytes: 4096, ..machine() }, "--memory 4 KiB (4096 bytes): legal is 2 MiB to 4 TiB"),
+            (
+                VmConfig { memory_bytes: 4096, ..machine() },
+                "--memory 4 KiB (4096 bytes): legal is 2 MiB to 4 TiB",
+            ),
             (VmConfig { memory_bytes: (64 << 20) + 5, ..machine() }, "the next smaller is 67108864"),
             (VmConfig { boot: None, ..machine() }, "--kernel FILE or --image NAME, or --incoming"),
             (VmConfig { incoming: Some(Incoming::Defer), ..machine() }, "give --control PATH"),

@@ -12,7 +12,8 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
     AcpiPm, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
-    MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, open_tap, part,
+    MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, open_tap,
+    part,
 };
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -167,7 +168,11 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Plugs {
     /// Opens the disks and interfaces of `config`, and makes two fresh lines.
-    pub fn new(config: &VmConfig, serial: Arc<BytePort>, console: Arc<BytePort>) -> Result<Self, DeviceError> {
+    pub fn new(
+        config: &VmConfig,
+        serial: Arc<BytePort>,
+        console: Arc<BytePort>,
+    ) -> Result<Self, DeviceError> {
         let (disks, taps) = open_backends(config)?;
         let (reset, power_off) = (Arc::new(eventfd("i8042")?), Arc::new(eventfd("acpi-pm")?));
         let lines = Lines::new(Arc::clone(&reset), Arc::clone(&power_off));
@@ -365,7 +370,8 @@ impl Builder<'_> {
     ) -> Result<(), DeviceError> {
         match device {
             VirtioDevice::Rng => {
-                let rng = Rng::new().map_err(|source| DeviceError::Virtio { device: "virtio-rng", source })?;
+                let rng =
+                    Rng::new().map_err(|source| DeviceError::Virtio { device: "virtio-rng", source })?;
                 self.virtio("virtio-rng", rng, 0, slot)?;
             }
             VirtioDevice::Console => {
@@ -377,7 +383,9 @@ impl Builder<'_> {
                 };
                 let blk = disk_device(file, disk)?;
                 let clone = file.try_clone();
-                self.set.disks.push(clone.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })?);
+                self.set
+                    .disks
+                    .push(clone.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })?);
                 let access = if disk.readonly { "read-only" } else { "writable" };
                 let detail = format!("{} sectors, {access}", blk.sectors());
                 self.fact("virtio-blk", index, detail, false);
@@ -446,7 +454,10 @@ mod tests {
         open([("a", true), ("linked", true)]).unwrap();
         for readonly in [false, true] {
             let text = open([("a", readonly), ("linked", false)]).unwrap_err().to_string();
-            assert!(text.contains("/linked: it is the same file as --disk") && text.contains("/a,"), "{text}");
+            assert!(
+                text.contains("/linked: it is the same file as --disk") && text.contains("/a,"),
+                "{text}"
+            );
         }
     }
 }

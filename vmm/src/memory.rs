@@ -56,7 +56,8 @@ pub fn map(bytes: u64) -> Result<GuestRam, MemoryError> {
         let overlap = || MemoryError::Layout { bytes, source: FromRangesError::InvalidGuestRegion };
         regions.push(GuestRegionMmap::new(mapping, start).ok_or_else(overlap)?);
     }
-    let layout = |source: vm_memory::GuestRegionCollectionError| MemoryError::Layout { bytes, source: source.into() };
+    let layout =
+        |source: vm_memory::GuestRegionCollectionError| MemoryError::Layout { bytes, source: source.into() };
     GuestRam::from_regions(regions).map_err(layout)
 }
 
@@ -155,7 +156,8 @@ impl Residency {
         };
         while argument.start < argument.end {
             // SAFETY: the kernel reads the argument and writes at most `vec_len` entries of `found`.
-            let count = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), request::PAGEMAP_SCAN(), &raw mut argument) };
+            let count =
+                unsafe { libc::ioctl(self.pagemap.as_raw_fd(), request::PAGEMAP_SCAN(), &raw mut argument) };
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
             for region in found.iter().take(count) {
                 push((region.start - base) / PAGE_BYTES..(region.end - base) / PAGE_BYTES, out);

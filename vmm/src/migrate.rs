@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use tern_migration::{
-    DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts,
-};
+use tern_migration::{DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts};
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
 
@@ -20,7 +18,8 @@ const PROFILE: &str = "tern-1";
 impl Vm {
     fn describe(&self) -> VmFacts {
         let slots = memory::slots(&self.core.ram().clone());
-        let region = |slot: &crate::kvm::Slot| MemoryRegion { gpa: slot.gpa, length_bytes: slot.length_bytes };
+        let region =
+            |slot: &crate::kvm::Slot| MemoryRegion { gpa: slot.gpa, length_bytes: slot.length_bytes };
         VmFacts {
             name: self.name.clone(),
             profile: PROFILE.to_owned(),
@@ -46,7 +45,9 @@ impl SourceVm for Vm {
         for region in self.core.ram().iter() {
             memory::written(region).reset();
         }
-        self.dirty.start(self.core.vm()).map_err(|error| VmError::new("the dirty log can't be started", error))
+        self.dirty
+            .start(self.core.vm())
+            .map_err(|error| VmError::new("the dirty log can't be started", error))
     }
 
     fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError> {
@@ -120,7 +121,8 @@ impl DestinationVm for Vm {
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
         let mut here = self.platform.clone();
         for (fact, known) in here.devices.iter_mut().zip(self.core.devices().facts()) {
-            let same = |their: &&platform::DeviceFactV1| their.name == fact.name && their.instance == fact.instance;
+            let same =
+                |their: &&platform::DeviceFactV1| their.name == fact.name && their.instance == fact.instance;
             if let (true, Some(their)) = (known.adopts, theirs.devices.iter().find(same)) {
                 fact.detail.clone_from(&their.detail);
             }

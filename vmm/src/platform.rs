@@ -120,7 +120,8 @@ fn missing_features(guest: &[CpuidV1], host: &[CpuidV1]) -> Vec<String> {
         let had = entry(host, word).map_or(0, word.register);
         for bit in (0..32).filter(|bit| seen & !had & (1 << bit) != 0) {
             let known = NAMES.iter().find(|(name, number, _)| *name == word.name && *number == bit);
-            missing.push(known.map_or_else(|| format!("{} bit {bit}", word.name), |known| known.2.to_owned()));
+            missing
+                .push(known.map_or_else(|| format!("{} bit {bit}", word.name), |known| known.2.to_owned()));
         }
     }
     missing
@@ -166,7 +167,9 @@ fn device_differences(source: &[DeviceFactV1], here: &[DeviceFactV1]) -> Vec<Str
     for theirs in source {
         let DeviceFactV1 { name, instance, detail } = theirs;
         match here.iter().find(|ours| same_place(ours, theirs)) {
-            None => list.push(format!("the guest has {name}/{instance} ({detail}), the destination has none")),
+            None => {
+                list.push(format!("the guest has {name}/{instance} ({detail}), the destination has none"))
+            }
             Some(ours) if ours.detail != *detail => list.push(format!(
                 "{name}/{instance} is \"{detail}\" at the source, \"{}\" at the destination",
                 ours.detail

@@ -138,9 +138,8 @@ pub fn prepare(
     let mut applies = Vec::with_capacity(devices.len());
     for part in devices {
         let (name, instance, _) = part.offer();
-        let apply = part
-            .prepare(&mut state)
-            .map_err(|source| SectionError::Device { name, instance, source })?;
+        let apply =
+            part.prepare(&mut state).map_err(|source| SectionError::Device { name, instance, source })?;
         applies.push((name, instance, apply));
     }
     let skipped = state.finish()?;

@@ -1,12 +1,13 @@
 //! Stopping vCPUs in the middle of what they do: no access to a device is lost or made twice.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-use std::path::Path;
+
+mod host;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kvm_ioctls::Kvm;
 use tern_vmm::kvm::set_slot;
 use tern_vmm::vcpu::{self, Bus, Vcpu, VcpuEvent, VcpuSet};
 use tern_vmm::{layout, memory};
@@ -56,10 +57,7 @@ impl Bus for Register {
 
 #[test]
 fn an_access_in_two_halves_is_whole_when_the_vcpu_stands_still() {
-    if !Path::new("/dev/kvm").exists() {
-        return eprintln!("SKIPPED: no /dev/kvm");
-    }
-    let kvm = Kvm::new().expect("/dev/kvm exists but can't be used");
+    let Some(kvm) = host::kvm() else { return };
     let vm = kvm.create_vm().unwrap();
     let ram = memory::map(MEMORY_BYTES).unwrap();
     ram.write_slice(&COUNT_IN_A_REGISTER, CODE).unwrap();

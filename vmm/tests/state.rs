@@ -2,12 +2,13 @@
 //! that what is lost here was lost by the state itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod host;
+
 use std::io::{Read, Seek};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::Kvm;
 use tern_devices::{BytePort, PortTarget};
 use tern_migration::{DestinationVm, SourceVm};
 use tern_schema::StateSet;
@@ -32,13 +33,9 @@ struct Bench {
 }
 
 impl Bench {
-    /// `None` where there is no KVM: said, and counted by whoever reads the output.
+    /// `None` where there is no KVM.
     fn new(cpus: u8) -> Option<Self> {
-        if !Path::new("/dev/kvm").exists() {
-            eprintln!("SKIPPED: no /dev/kvm");
-            return None;
-        }
-        let kvm = Kvm::new().expect("/dev/kvm exists but can't be used");
+        let kvm = host::kvm()?;
         let host = Arc::new(Host { kvm, kind: "test".into(), hidden: Vec::new() });
         let mut config = VmConfig::new(MEMORY_BYTES);
         config.cpus = cpus;
@@ -128,7 +125,8 @@ fn moves(cpus: u8, cmdline: &str, moves: usize) {
     assert_eq!(heard.matches("A ready").count(), 1, "the guest started anew:\n{heard}");
     for cpu in 0..cpus {
         let mine = format!(" cpu={cpu} ");
-        let seqs: Vec<u64> = heard.lines().filter(|l| l.starts_with("B ") && l.contains(&mine)).map(seq).collect();
+        let seqs: Vec<u64> =
+            heard.lines().filter(|l| l.starts_with("B ") && l.contains(&mine)).map(seq).collect();
         assert!(seqs.iter().copied().eq(0..seqs.len() as u64), "beats of vCPU {cpu} are missing: {seqs:?}");
     }
 }
@@ -167,7 +165,8 @@ fn what_is_loaded_is_saved_again() {
     copy_memory(&vm, &next);
     next.load(first.clone()).unwrap();
     let second = saved(&mut next);
-    let names = |state: &StateSet| state.sections().iter().map(|s| (s.name.clone(), s.instance)).collect::<Vec<_>>();
+    let names =
+        |state: &StateSet| state.sections().iter().map(|s| (s.name.clone(), s.instance)).collect::<Vec<_>>();
     assert_eq!(names(&first), names(&second));
     for (one, two) in first.sections().iter().zip(second.sections()) {
         if !GOES_ON.contains(&one.name.as_str()) {

@@ -118,7 +118,9 @@ impl Pump {
 
     fn wait(&self, wants: Wants) -> io::Result<Ready> {
         let (input, output, listener) = match &self.link {
-            Link::Stdio { input_open, .. } => (input_open.then_some(libc::STDIN_FILENO), libc::STDOUT_FILENO, -1),
+            Link::Stdio { input_open, .. } => {
+                (input_open.then_some(libc::STDIN_FILENO), libc::STDOUT_FILENO, -1)
+            }
             Link::File(file) => (None, file.as_raw_fd(), -1),
             Link::Unix { listener, client } => {
                 let client = client.as_ref().map(AsRawFd::as_raw_fd);

@@ -138,7 +138,10 @@ impl Machine {
         match std::thread::Builder::new().name("migration".into()).spawn(work) {
             Ok(thread) => self.thread = Some(thread),
             // The machine went with the closure: there is nothing left to run.
-            Err(error) => self.end(Err(super::RunError::Host { what: "the migration's thread can't be started", source: error })),
+            Err(error) => self.end(Err(super::RunError::Host {
+                what: "the migration's thread can't be started",
+                source: error,
+            })),
         }
     }
 
@@ -173,7 +176,10 @@ impl Machine {
         let ReceiveError { vm, committed, error } = failure;
         self.vm = Some(vm);
         if committed {
-            tracing::error!(error = error.text(), "the guest has come and could not be started: it is paused");
+            tracing::error!(
+                error = error.text(),
+                "the guest has come and could not be started: it is paused"
+            );
             self.core.run().exchange(Hold::Incoming, Hold::User);
             self.awaited = Parameters::default();
             return self.has_arrived();

@@ -175,7 +175,9 @@ impl Operations for Handle {
             machine.sink.post(Event::Powerdown);
             return Ok(());
         }
-        Err(CommandError::illegal("the guest does not listen to the power button: it needs a kernel with ACPI"))
+        Err(CommandError::illegal(
+            "the guest does not listen to the power button: it needs a kernel with ACPI",
+        ))
     }
 
     fn migrate(&mut self, request: MigrateRequest) -> Result<(), CommandError> {
@@ -203,7 +205,8 @@ impl Operations for Handle {
 
     fn parameters(&self) -> Parameters {
         let machine = self.lock();
-        let running = machine.attempt.as_ref().filter(|attempt| attempt.running && machine.receiver.is_none());
+        let running =
+            machine.attempt.as_ref().filter(|attempt| attempt.running && machine.receiver.is_none());
         running.map_or(machine.awaited, |attempt| attempt.live.get())
     }
 

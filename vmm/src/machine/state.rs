@@ -108,7 +108,8 @@ impl Machine {
             None => self.boot(),
             Some(Incoming::Uri(uri)) if self.receiver.is_none() => {
                 let changes = Parameters::default();
-                self.listen(&uri, changes).map_err(|error| RunError::Incoming { uri, reason: error.to_string() })
+                self.listen(&uri, changes)
+                    .map_err(|error| RunError::Incoming { uri, reason: error.to_string() })
             }
             Some(_) => {
                 self.await_guest();
@@ -195,7 +196,9 @@ impl Machine {
     fn guest_reset(&mut self) {
         if self.config.no_reboot || self.config.boot.is_none() {
             if !self.config.no_reboot {
-                tracing::warn!("the guest reset its machine, and this process has no kernel to boot: it ends");
+                tracing::warn!(
+                    "the guest reset its machine, and this process has no kernel to boot: it ends"
+                );
             }
             self.sink.post(Event::Shutdown { guest: true, reason: "guest-reset" });
             return self.end(Ok(ExitReason::GuestReset));
@@ -225,7 +228,8 @@ impl Machine {
         self.vm = None;
         self.generation += 1;
         self.ends.plugs.renew();
-        let vm = build(&self.host, &self.config, &self.ends.plugs, &self.sink, &self.notices, self.generation)?;
+        let vm =
+            build(&self.host, &self.config, &self.ends.plugs, &self.sink, &self.notices, self.generation)?;
         self.core = Arc::clone(vm.core());
         self.vm = Some(vm);
         if paused {

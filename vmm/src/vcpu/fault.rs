@@ -61,13 +61,7 @@ pub(super) fn triple(vcpu: &mut VcpuFd, ram: &GuestRam, index: u32) -> VcpuFault
     with_memory(vcpu, ram, index, "triple fault".to_owned(), REMEDY_TRIPLE)
 }
 
-fn with_memory(
-    vcpu: &VcpuFd,
-    ram: &GuestRam,
-    index: u32,
-    cause: String,
-    remedy: &'static str,
-) -> VcpuFault {
+fn with_memory(vcpu: &VcpuFd, ram: &GuestRam, index: u32, cause: String, remedy: &'static str) -> VcpuFault {
     let regs = vcpu.get_regs().unwrap_or_default();
     let bytes = instruction_bytes(vcpu, ram, regs.rip);
     fault(vcpu, index, cause, &regs, bytes, remedy)

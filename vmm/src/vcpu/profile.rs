@@ -173,9 +173,11 @@ impl Profile {
     fn limit(&self, entry: &mut CpuidV1, register: Register) -> Result<(), ProfileError> {
         let leaf = entry.leaf;
         let value = entry.register_mut(register);
-        let Some(word) = self.words.iter().find(|word| {
-            word.leaf == leaf && word.subleaf == 0 && word.register == register
-        }) else {
+        let Some(word) = self
+            .words
+            .iter()
+            .find(|word| word.leaf == leaf && word.subleaf == 0 && word.register == register)
+        else {
             *value = 0;
             return Ok(());
         };

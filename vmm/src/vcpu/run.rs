@@ -194,7 +194,11 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(gpa, data)) => bus.mmio_write(gpa, data),
             Ok(VcpuExit::Intr) => return Step::Interrupted,
             Ok(VcpuExit::Shutdown) => {
-                return Step::Ended(VcpuEvent::Fault(Box::new(fault::triple(&mut self.fd, &self.ram, self.index))));
+                return Step::Ended(VcpuEvent::Fault(Box::new(fault::triple(
+                    &mut self.fd,
+                    &self.ram,
+                    self.index,
+                ))));
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => return self.system_event(kind),
             Ok(VcpuExit::InternalError) => {
