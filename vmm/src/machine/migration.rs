@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tern_migration::channel::{Listener, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
+use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
 use tern_migration::{Control, LiveParameters, Observer, Parameters, Side, Status};
 
@@ -18,6 +19,8 @@ use super::state::Attempt;
 
 /// How long the end of the process waits for a migration that is past its commit: a round trip, and more.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two attempts to listen when the host refuses one.
+const LISTEN_PAUSE: Duration = Duration::from_millis(500);
 const LAST_WORD_POLL: Duration = Duration::from_millis(2);
 
 /// Where a destination listens, for one attempt after the other.
@@ -130,6 +133,13 @@ impl Machine {
         self.spawn(move || {
             let control = attempt.control;
             let end = destination::receive_from(vm, &receiver.listener, &control);
+            if end
+                .as_ref()
+                .is_err_and(|failure| matches!(failure.error, MigrationError::Link(LinkError::Listen { .. })))
+            {
+                // Such as no descriptors left: the next attempt would fail at once, and the next.
+                std::thread::sleep(LISTEN_PAUSE);
+            }
             notices.post(Notice::Migration(Box::new(Ended::Destination(end))));
         });
     }
