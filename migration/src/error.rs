@@ -106,9 +106,9 @@ pub enum MigrationError {
     },
     /// Dirty pages come faster than they can be sent, and the time is over.
     #[error(
-        "the guest writes memory faster than it can be sent: after {elapsed_ms} ms (max-total-time \
-         {max_total_time_ms} ms) the downtime would still be {expected_downtime_ms} ms (downtime-limit \
-         {downtime_limit_ms} ms); raise one of the two, or max-bandwidth if it is set"
+        "max-total-time {max_total_time_ms} ms is over: after {elapsed_ms} ms not all memory has been sent once, or \
+         what the guest writes meanwhile is more than fits into downtime-limit {downtime_limit_ms} ms (a stop now \
+         would take {expected_downtime_ms} ms or more); raise one of the two, or max-bandwidth if it is set"
     )]
     NotConverging {
         /// Time since the start.

@@ -53,6 +53,50 @@ fn a_peer_that_is_not_tern() {
     PulseLog::read(&(source.serial().text() + &destination.serial().text()));
 }
 
+/// The hello of a source, as a tern would answer it that speaks versions 90 to 99 only. Bytes: PROTOCOL.md.
+fn hello_of_another_age(stream: &mut impl Read) -> Vec<u8> {
+    const MAGIC_BYTES: usize = 8;
+    const HEADER_BYTES: usize = 24;
+    let mut bytes = vec![0; MAGIC_BYTES + HEADER_BYTES];
+    stream.read_exact(&mut bytes).unwrap();
+    let length = u32::from_le_bytes(bytes[MAGIC_BYTES + 12..][..4].try_into().unwrap());
+    let mut body = vec![0; length as usize];
+    stream.read_exact(&mut body).unwrap();
+    // Fields 1 and 2 are the oldest and the newest version, one byte each behind their tags.
+    assert_eq!((body[0], body[2]), (1 << 3, 2 << 3));
+    (body[1], body[3]) = (90, 99);
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&bytes[MAGIC_BYTES..][..20]);
+    crc.update(&body);
+    bytes[MAGIC_BYTES + 20..].copy_from_slice(&crc.finalize().to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+#[test]
+fn a_tern_of_another_age() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
+    source.wait_beats(1, 2);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("tcp:{}", listener.local_addr().unwrap());
+    let stranger = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let answer = hello_of_another_age(&mut stream);
+        stream.write_all(&answer).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let error = fails(&source, &uri);
+    stranger.join().unwrap();
+    assert_eq!(error["code"], "protocol-version");
+    assert!(text(&error).contains("90 to 99") && text(&error).contains("speaks 1 to 1"), "{error:#}");
+    migrate(&source, &destination);
+    destination.wait_beats(1, 2);
+    PulseLog::read(&(source.serial().text() + &destination.serial().text()));
+}
+
 #[test]
 fn garbage_into_a_destination() {
     if !kvm_or_skip() {

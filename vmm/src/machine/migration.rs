@@ -174,6 +174,11 @@ impl Machine {
 
     /// Cancels the running attempt.
     pub(super) fn cancel(&mut self) -> Result<(), CommandError> {
+        if self.in_doubt {
+            return Err(CommandError::illegal(
+                "the migration is in doubt, and can't be cancelled: look at the destination, then migrate-resolve",
+            ));
+        }
         match self.attempt.as_ref().filter(|attempt| attempt.running) {
             Some(attempt) if !attempt.control.cancel() => Err(CommandError::illegal(
                 "it is too late to cancel: the guest has been given to the destination",
