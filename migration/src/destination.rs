@@ -19,7 +19,7 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::ram::RamView;
 use crate::stats::{ErrorReport, Report, Round, Side, Status};
-use crate::vm::{DestinationVm, PAGE_BYTES};
+use crate::vm::{DestinationVm, PAGE_BYTES, VmError};
 use crate::wire::{Peer, Wire, introduce};
 
 use self::agree::Connected;
@@ -190,4 +190,8 @@ impl<'a, V: DestinationVm> Attempt<'a, V> {
         self.set_status(if cancelled { Status::Cancelled } else { Status::Failed });
         Err(Box::new(ReceiveError { vm: self.vm, committed: self.committed, error }))
     }
+}
+
+fn vm_failed(action: &'static str) -> impl FnOnce(VmError) -> MigrationError {
+    move |source| MigrationError::Vm { action, source }
 }

@@ -287,7 +287,13 @@ impl FakeVm {
             tern_version: env!("CARGO_PKG_VERSION").into(),
             cpus: 1,
             memory: memory.map(|r| MemoryRegion { gpa: r.start_addr().0, length_bytes: r.len() }).collect(),
-            sections: vec![SectionOffer { name: "fake".into(), instance: 0, version: 1 }],
+            sections: vec![SectionOffer {
+                name: "fake".into(),
+                instance: 0,
+                version: 1,
+                oldest: None,
+                optional: None,
+            }],
             platform: Vec::new(),
         }
     }

@@ -36,4 +36,6 @@ pub use error::{Blame, MigrationError};
 #[doc(hidden)]
 pub use ram::is_zero_slice;
 pub use stats::{Report, Side, Status, query_migrate};
-pub use vm::{DestinationVm, GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, SourceVm, VmError, VmFacts};
+pub use vm::{
+    Aspect, DestinationVm, GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, SourceVm, VmError, VmFacts,
+};

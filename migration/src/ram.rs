@@ -4,6 +4,7 @@
 mod batch;
 mod encode;
 mod guest;
+pub(crate) mod proof;
 mod receive;
 mod send;
 mod zero;

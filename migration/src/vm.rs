@@ -37,8 +37,12 @@ record! {
         [1] name: String,
         /// Which of several equal parts.
         [2] instance: u32,
-        /// Version of its record.
+        /// Newest version of its record that it can save or load.
         [3] version: u16,
+        /// Oldest such version; without it, it is `version` alone.
+        [4 optional] oldest: Option<u16>,
+        /// May a machine without this part do without it? Without an answer it may not.
+        [5 optional] optional: Option<bool>,
     }
 }
 
@@ -60,6 +64,61 @@ record! {
         /// CPUID, MSR, TSC and XSAVE facts and the devices' configuration: a record of the VMM's own, which
         /// the engine carries and [`DestinationVm::check`] compares.
         [7] platform: Vec<u8>,
+    }
+}
+
+record! {
+    /// One thing in which two machines have to agree, compared: a line of `migrate --check`, and, where it
+    /// doesn't fit, of a refusal.
+    #[derive(serde::Serialize)]
+    pub struct Aspect {
+        /// For programs, such as `memory-layout`; it doesn't change between releases.
+        [1] code: String,
+        /// For people, such as `memory`.
+        [2] name: String,
+        /// What the source has, or its guest needs.
+        [3] source: String,
+        /// What the destination has.
+        [4] destination: String,
+        /// What a person can do about it; none: it fits.
+        [5] remedy: Option<String>,
+    }
+}
+
+impl Aspect {
+    /// An aspect that fits.
+    pub fn fits(code: &str, name: &str, source: impl Into<String>, destination: impl Into<String>) -> Self {
+        let (code, name) = (code.to_owned(), name.to_owned());
+        Self { code, name, source: source.into(), destination: destination.into(), remedy: None }
+    }
+
+    /// An aspect that doesn't fit, and what helps.
+    pub fn differs(
+        code: &str,
+        name: &str,
+        source: impl Into<String>,
+        destination: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { remedy: Some(remedy.into()), ..Self::fits(code, name, source, destination) }
+    }
+
+    /// An aspect in which both must say the same.
+    pub fn equal(code: &str, name: &str, source: String, destination: String, remedy: &str) -> Self {
+        let remedy = (source != destination).then(|| remedy.to_owned());
+        Self { remedy, ..Self::fits(code, name, source, destination) }
+    }
+
+    /// Does it fit?
+    pub fn is_ok(&self) -> bool {
+        self.remedy.is_none()
+    }
+
+    /// One line for people: what it is, both sides' values and, if it doesn't fit, the remedy.
+    pub fn text(&self) -> String {
+        let Self { name, source, destination, remedy, .. } = self;
+        let remedy = remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        format!("{name}: source {source}, destination {destination}{remedy}")
     }
 }
 
@@ -104,6 +163,10 @@ impl Error for VmError {
 pub trait SourceVm: Send {
     /// What the peer must know before anything moves.
     fn facts(&self) -> VmFacts;
+    /// What a new process needs in order to build this machine from a file alone: a record of the VMM's own,
+    /// which the engine stores in the file and doesn't look into. A link doesn't carry it: there the
+    /// destination was built before.
+    fn configuration(&self) -> Vec<u8>;
     /// Guest memory.
     fn ram(&self) -> &GuestRam;
     /// Starts the dirty log. A host with "initially all set" reports every page in the first fetch; the
@@ -142,9 +205,9 @@ pub trait SourceVm: Send {
 pub trait DestinationVm: Send {
     /// What this side was configured with.
     fn facts(&self) -> VmFacts;
-    /// Can the source's guest run here? Compares what the engine can't: CPU, clocks, devices. The error's
-    /// text names each difference with both sides' values and the remedy.
-    fn check(&self, source: &VmFacts) -> Result<(), VmError>;
+    /// Can the source's guest run here? Compares what the engine can't: CPU, clocks, devices. All aspects,
+    /// those that fit as well; the guest is refused if one doesn't. An error: they can't be compared.
+    fn check(&self, source: &VmFacts) -> Result<Vec<Aspect>, VmError>;
     /// Guest memory, all zero at the start.
     fn ram(&self) -> &GuestRam;
     /// Parses all, validates all, then applies.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tern_migration::{DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts};
+use tern_migration::{Aspect, DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts};
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
 
@@ -35,6 +35,10 @@ impl Vm {
 impl SourceVm for Vm {
     fn facts(&self) -> VmFacts {
         self.describe()
+    }
+
+    fn configuration(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn ram(&self) -> &GuestRam {
@@ -113,7 +117,7 @@ impl DestinationVm for Vm {
         self.describe()
     }
 
-    fn check(&self, source: &VmFacts) -> Result<(), VmError> {
+    fn check(&self, source: &VmFacts) -> Result<Vec<Aspect>, VmError> {
         let theirs: PlatformV1 = decode_record(&source.platform)
             .map_err(|error| VmError::new("the source's description of its host can't be read", error))?;
         let host = platform::host_cpuid(&self.kvm.kvm)
@@ -128,7 +132,10 @@ impl DestinationVm for Vm {
             }
         }
         let differences = platform::differences(&theirs, &here, &host, can_scale);
-        if differences.is_empty() { Ok(()) } else { Err(VmError::plain(differences.join("; "))) }
+        let aspect = |text: String| {
+            Aspect::differs("platform", "platform", "as the guest needs it", "not", text)
+        };
+        Ok(differences.into_iter().map(aspect).collect())
     }
 
     fn ram(&self) -> &GuestRam {

@@ -2,6 +2,7 @@
 
 use super::Attempt;
 use super::load::{Loading, Prepared};
+use super::vm_failed;
 use crate::error::{MigrationError, ProtocolError};
 use crate::ram::{ENCODINGS_MASK, RamView};
 use crate::stats::Status;
@@ -52,14 +53,19 @@ fn check<V: DestinationVm>(vm: &V, offer: &Offer) -> Result<(), MigrationError> 
         }
     }
     let ours = differences(&offer.facts, offer.page_bytes, &vm.facts());
-    let theirs = vm.check(&offer.facts).err().map(|error| {
-        ("platform", MigrationError::Vm { action: "comparing the two machines", source: error })
-    });
-    let theirs = theirs.map(|(code, error)| (code, error.chain().split_off(1).join(": ")));
-    let found: Vec<(&str, String)> = ours.into_iter().chain(theirs).collect();
+    let compared = vm.check(&offer.facts).map_err(vm_failed("comparing the two machines"));
+    let theirs = compared.map_or_else(
+        |error| vec![("platform".to_owned(), error.chain().split_off(1).join(": "))],
+        |aspects| {
+            let differing = aspects.into_iter().filter(|aspect| !aspect.is_ok());
+            differing.map(|aspect| (aspect.code.clone(), aspect.text())).collect()
+        },
+    );
+    let ours = ours.map(|(code, text)| (code.to_owned(), text));
+    let found: Vec<(String, String)> = ours.into_iter().chain(theirs).collect();
     let Some((code, _)) = found.first() else { return Ok(()) };
     let text = found.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n");
-    Err(MigrationError::Refused { code: (*code).to_owned(), text })
+    Err(MigrationError::Refused { code: code.clone(), text })
 }
 
 impl<'s, 'a, V: DestinationVm> Agreed<'s, 'a, V> {

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use tern_schema::StateSet;
 
-use super::Attempt;
+use super::{Attempt, vm_failed};
 use crate::error::{MigrationError, ProtocolError};
 use crate::policy::link::rate;
 use crate::ram::{PageReceiver, RamView};
 use crate::stats::{Downtime, Round};
-use crate::vm::{DestinationVm, VmError};
+use crate::vm::DestinationVm;
 use crate::wire::{
     Commit, FLAG_RUNNING, FrameType, HEADER_BYTES, Prepared as PreparedMessage, RoundEnd, Running,
 };
@@ -155,8 +155,4 @@ impl<V: DestinationVm> Prepared<'_, '_, V> {
             Some(Downtime { stop_us, state_save_us, final_ram_us, state_send_us, ..downtime });
         Ok(running)
     }
-}
-
-fn vm_failed(action: &'static str) -> impl FnOnce(VmError) -> MigrationError {
-    move |source| MigrationError::Vm { action, source }
 }

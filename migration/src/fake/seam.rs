@@ -7,11 +7,15 @@ use tern_schema::StateSet;
 
 use super::{Call, FakeV1, FakeVm};
 use crate::dirty::DirtyBitmap;
-use crate::vm::{DestinationVm, GuestRam, SourceVm, VmError, VmFacts};
+use crate::vm::{Aspect, DestinationVm, GuestRam, SourceVm, VmError, VmFacts};
 
 impl SourceVm for FakeVm {
     fn facts(&self) -> VmFacts {
         self.own_facts()
+    }
+
+    fn configuration(&self) -> Vec<u8> {
+        b"a fake's configuration".to_vec()
     }
 
     fn ram(&self) -> &GuestRam {
@@ -98,8 +102,9 @@ impl DestinationVm for FakeVm {
         self.own_facts()
     }
 
-    fn check(&self, _source: &VmFacts) -> Result<(), VmError> {
-        self.call(Call::Check)
+    fn check(&self, _source: &VmFacts) -> Result<Vec<Aspect>, VmError> {
+        self.call(Call::Check)?;
+        Ok(vec![Aspect::fits("fake", "fake", "a", "b")])
     }
 
     fn ram(&self) -> &GuestRam {

@@ -187,7 +187,13 @@ mod tests {
     use crate::vm::MemoryRegion;
 
     fn facts() -> VmFacts {
-        let section = |name: &str, version| SectionOffer { name: name.into(), instance: 0, version };
+        let section = |name: &str, version| SectionOffer {
+            name: name.into(),
+            instance: 0,
+            version,
+            oldest: None,
+            optional: None,
+        };
         VmFacts {
             name: "a".into(),
             profile: "tern-1".into(),

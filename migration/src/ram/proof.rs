@@ -1,0 +1,120 @@
+//! The proof that both sides have the same memory: a hash of each page, and their sum.
+//!
+//! ```text
+//! hash of a page = 0 if it is all zero, else XXH3-64 of its 4096 bytes, seeded by region and page
+//! proof          = sum of the hashes of all pages, modulo 2^64
+//! ```
+//!
+//! The sum doesn't depend on the order in which pages come, and a page that comes again replaces its old hash. A
+//! page that was never touched is zero and costs nothing. Region and page are in the seed, so that two pages
+//! that have changed places are found.
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::vm::PAGE_BYTES;
+
+/// One page's bytes.
+pub(crate) type PageBytes = [u8; PAGE_BYTES as usize];
+
+/// A region has less than 2^48 pages: guest-physical addresses have 52 bits at most.
+const REGION_SHIFT: u32 = 48;
+
+/// Hash of a page that isn't all zero; of one that is, it is 0 without looking.
+pub(crate) fn page_hash(region: u16, page: u64, bytes: &PageBytes) -> u64 {
+    xxh3_64_with_seed(bytes, (u64::from(region) << REGION_SHIFT) ^ page)
+}
+
+/// Hash of a whole encoded state.
+pub(crate) fn state_hash(bytes: &[u8]) -> u64 {
+    xxh3_64_with_seed(bytes, 0)
+}
+
+/// The hashes of all pages as one side knows them. Memory for untouched pages is never touched either.
+#[derive(Debug)]
+pub(crate) struct MemoryProof {
+    regions: Vec<Vec<u64>>,
+    sum: u64,
+}
+
+impl MemoryProof {
+    /// All pages are zero.
+    pub(crate) fn new(region_pages: impl Iterator<Item = u64>) -> Self {
+        let region = |pages| vec![0; usize::try_from(pages).unwrap_or(usize::MAX)];
+        Self { regions: region_pages.map(region).collect(), sum: 0 }
+    }
+
+    /// The page has this hash now.
+    pub(crate) fn set(&mut self, region: u16, page: u64, hash: u64) {
+        let place = self.regions.get_mut(usize::from(region));
+        let place = place.and_then(|pages| pages.get_mut(usize::try_from(page).ok()?));
+        if let Some(place) = place {
+            self.sum = self.sum.wrapping_sub(*place).wrapping_add(hash);
+            *place = hash;
+        }
+    }
+
+    /// The sum over all pages.
+    pub(crate) fn sum(&self) -> u64 {
+        self.sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn page(fill: u8) -> PageBytes {
+        [fill; PAGE_BYTES as usize]
+    }
+
+    #[test]
+    fn place_and_every_bit_count() {
+        let mut bytes = page(7);
+        let hash = page_hash(1, 2, &bytes);
+        assert!(hash != page_hash(2, 1, &bytes) && hash != page_hash(1, 3, &bytes));
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(page_hash(1, 2, &bytes), hash, "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn a_page_that_does_not_exist_changes_nothing() {
+        let mut proof = MemoryProof::new([2].into_iter());
+        for (region, page) in [(1, 0), (0, 2), (0, u64::MAX)] {
+            proof.set(region, page, 1);
+        }
+        assert_eq!(proof.sum(), 0);
+    }
+
+    proptest! {
+        /// Whatever was sent before, and in which order: only what the pages are in the end counts.
+        #[test]
+        fn the_sum_is_that_of_the_last_contents(
+            sent in prop::collection::vec((0u16..2, 0u64..8, 0u8..3), 0..60), rotated: usize,
+        ) {
+            let hash = |region, number, fill| match fill {
+                0 => 0,
+                fill => page_hash(region, number, &page(fill)),
+            };
+            let mut proof = MemoryProof::new([8, 8].into_iter());
+            let mut last = std::collections::BTreeMap::new();
+            for (region, number, fill) in sent {
+                proof.set(region, number, hash(region, number, fill));
+                last.insert((region, number), fill);
+            }
+            let mut ends: Vec<_> = last.into_iter().collect();
+            if !ends.is_empty() {
+                let by = rotated % ends.len();
+                ends.rotate_left(by);
+            }
+            let mut fresh = MemoryProof::new([8, 8].into_iter());
+            ends.iter().for_each(|((region, number), fill)| {
+                fresh.set(*region, *number, hash(*region, *number, *fill));
+            });
+            prop_assert_eq!(proof.sum(), fresh.sum());
+        }
+    }
+}
