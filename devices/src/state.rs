@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tern_schema::{Section, StateError, StateSet};
+use tern_schema::{Section, SectionRange, StateError, StateSet};
 use thiserror::Error;
 
 /// Why a device can't take a saved state. Nothing has been applied then.
@@ -78,11 +78,13 @@ pub type Apply = Box<dyn FnOnce() -> Result<(), RestoreError> + Send>;
 
 /// One row of the VMM's table of what migrates.
 pub trait Part: Send + Sync {
-    /// Section's name, instance, and the version in which it is saved.
-    fn offer(&self) -> (&'static str, u32, u16);
-    /// Adds the state to `set`.
-    fn put(&self, set: &mut StateSet);
-    /// Parses and checks this part's section. The device changes only when the result is called.
+    /// Section's name and instance, the versions in which it can be saved and taken, and whether a machine
+    /// without this part may pass over it.
+    fn offer(&self) -> SectionRange;
+    /// Adds the state to `set`, in the version that its reader has chosen.
+    fn put(&self, set: &mut StateSet) -> Result<(), StateError>;
+    /// Parses and checks this part's section. The device changes only when the result is called. An
+    /// optional part whose section is absent stays as it is.
     fn prepare(&self, set: &mut StateSet) -> Result<Apply, RestoreError>;
 }
 
@@ -97,16 +99,21 @@ pub fn part<S: Stateful + 'static>(device: Arc<Mutex<S>>, instance: u32) -> Box<
 }
 
 impl<S: Stateful + 'static> Part for Row<S> {
-    fn offer(&self) -> (&'static str, u32, u16) {
-        (S::Saved::NAME, self.instance, S::Saved::VERSION)
+    fn offer(&self) -> SectionRange {
+        SectionRange::of::<S::Saved>(self.instance)
     }
 
-    fn put(&self, set: &mut StateSet) {
-        set.put(self.instance, &lock(&self.device).save());
+    fn put(&self, set: &mut StateSet) -> Result<(), StateError> {
+        set.put(self.instance, &lock(&self.device).save())
     }
 
     fn prepare(&self, set: &mut StateSet) -> Result<Apply, RestoreError> {
-        let saved: S::Saved = set.take(self.instance)?;
+        let (name, instance) = (S::Saved::NAME, self.instance);
+        let saved = match set.take_if_there::<S::Saved>(instance)? {
+            Some(saved) => saved,
+            None if S::Saved::OPTIONAL => return Ok(Box::new(|| Ok(()))),
+            None => return Err(StateError::Missing { name, instance }.into()),
+        };
         lock(&self.device).check(&saved)?;
         let device = Arc::clone(&self.device);
         Ok(Box::new(move || lock(&device).restore(saved)))
@@ -133,10 +140,11 @@ mod tests {
         let source = chip();
         lock(&source).write(4, &[0xd1]);
         let mut set = StateSet::default();
-        part(Arc::clone(&source), 3).put(&mut set);
+        part(Arc::clone(&source), 3).put(&mut set).unwrap();
         let destination = chip();
         let row = part(Arc::clone(&destination), 3);
-        assert_eq!(row.offer(), ("i8042", 3, 1));
+        let offer = row.offer();
+        assert_eq!((offer.name, offer.instance, offer.newest, offer.optional), ("i8042", 3, 1, false));
         let apply = row.prepare(&mut set).unwrap();
         assert_eq!(lock(&destination).save(), lock(&chip()).save());
         apply().unwrap();

@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kvm_ioctls::VmFd;
 use tern_devices::{Apply, Part, RestoreError};
 use tern_migration::SectionOffer;
-use tern_schema::{Section, StateError, StateSet};
+use tern_schema::{Section, SectionRange, StateError, StateSet};
 use thiserror::Error;
 
 use crate::kvm::{ChipError, ClockV1, IoapicV1, PicV1, PitV1};
@@ -65,18 +65,25 @@ const PICS: [u32; 2] = [0, 1];
 
 /// All sections of a machine.
 pub fn offers(vcpus: usize, devices: &[Box<dyn Part>]) -> Vec<SectionOffer> {
-    fn of<S: Section>(instance: u32) -> SectionOffer {
-        SectionOffer { name: S::NAME.to_owned(), instance, version: S::VERSION }
+    let mut ranges: Vec<_> = (0..vcpus as u32).map(SectionRange::of::<VcpuV1>).collect();
+    ranges.extend([SectionRange::of::<ClockV1>(0), SectionRange::of::<PitV1>(0)]);
+    ranges.extend(PICS.map(SectionRange::of::<PicV1>));
+    ranges.push(SectionRange::of::<IoapicV1>(0));
+    ranges.extend(devices.iter().map(|part| part.offer()));
+    ranges.into_iter().map(offer).collect()
+}
+
+fn offer(range: SectionRange) -> SectionOffer {
+    let SectionRange { name, instance, oldest, newest, optional } = range;
+    // What is as an older reader assumes needs no field.
+    let oldest = (oldest != newest).then_some(oldest);
+    SectionOffer {
+        name: name.to_owned(),
+        instance,
+        version: newest,
+        oldest,
+        optional: optional.then_some(true),
     }
-    let mut offers: Vec<SectionOffer> = (0..vcpus as u32).map(of::<VcpuV1>).collect();
-    offers.extend([of::<ClockV1>(0), of::<PitV1>(0)]);
-    offers.extend(PICS.map(of::<PicV1>));
-    offers.push(of::<IoapicV1>(0));
-    offers.extend(devices.iter().map(|part| {
-        let (name, instance, version) = part.offer();
-        SectionOffer { name: name.to_owned(), instance, version }
-    }));
-    offers
 }
 
 fn chip(name: &'static str, instance: u32) -> impl Fn(ChipError) -> SectionError {
@@ -92,15 +99,17 @@ pub fn save(
 ) -> Result<(), SectionError> {
     for (instance, mut vcpu) in vcpus.iter().enumerate() {
         let saved = vcpu.save().map_err(|source| SectionError::Vcpu { instance, source })?;
-        state.put(instance as u32, &saved);
+        state.put(instance as u32, &saved)?;
     }
-    state.put(0, &ClockV1::save(vm).map_err(chip(ClockV1::NAME, 0))?);
-    state.put(0, &PitV1::save(vm).map_err(chip(PitV1::NAME, 0))?);
+    state.put(0, &ClockV1::save(vm).map_err(chip(ClockV1::NAME, 0))?)?;
+    state.put(0, &PitV1::save(vm).map_err(chip(PitV1::NAME, 0))?)?;
     for instance in PICS {
-        state.put(instance, &PicV1::save(vm, instance).map_err(chip(PicV1::NAME, instance))?);
+        state.put(instance, &PicV1::save(vm, instance).map_err(chip(PicV1::NAME, instance))?)?;
     }
-    state.put(0, &IoapicV1::save(vm).map_err(chip(IoapicV1::NAME, 0))?);
-    devices.iter().for_each(|part| part.put(state));
+    state.put(0, &IoapicV1::save(vm).map_err(chip(IoapicV1::NAME, 0))?)?;
+    for part in devices {
+        part.put(state)?;
+    }
     Ok(())
 }
 
@@ -137,7 +146,7 @@ pub fn prepare(
     ioapic.validate().map_err(chip(IoapicV1::NAME, 0))?;
     let mut applies = Vec::with_capacity(devices.len());
     for part in devices {
-        let (name, instance, _) = part.offer();
+        let SectionRange { name, instance, .. } = part.offer();
         let apply =
             part.prepare(&mut state).map_err(|source| SectionError::Device { name, instance, source })?;
         applies.push((name, instance, apply));

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::section::{Follows, Section};
+
 /// Why a record could not be read. `record` and `field` are this build's names.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DecodeError {
@@ -95,6 +97,18 @@ pub enum DecodeError {
         /// Field number.
         number: u32,
     },
+    /// The record is in a version that can't be read here.
+    #[error("{record} is read in {}, not version {found}", range(*oldest, *newest))]
+    Version {
+        /// Newest record's name.
+        record: &'static str,
+        /// Version in the bytes.
+        found: u16,
+        /// Oldest version that this build reads.
+        oldest: u16,
+        /// Newest version that this build reads.
+        newest: u16,
+    },
     /// A nested record could not be read.
     #[error("in {record}.{field}: {source}")]
     Nested {
@@ -106,6 +120,57 @@ pub enum DecodeError {
         #[source]
         source: Box<DecodeError>,
     },
+}
+
+impl DecodeError {
+    pub(crate) fn version<S: Section>(found: u16) -> Self {
+        Self::Version { record: S::RECORD, found, oldest: S::OLDEST, newest: S::VERSION }
+    }
+}
+
+/// Why a state can't be written in an older version of its section.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum EncodeError {
+    /// The version is not one of those that this build writes.
+    #[error("{record} is written in {}, not {wanted}", range(*oldest, *newest))]
+    Version {
+        /// Record's name.
+        record: &'static str,
+        /// Version asked for.
+        wanted: u16,
+        /// Oldest version that this build writes.
+        oldest: u16,
+        /// Newest version that this build writes.
+        newest: u16,
+    },
+    /// The guest uses something that the older version has no place for.
+    #[error(
+        "version {version} has no place for {what}, which the guest uses; use a reader of version {needed}"
+    )]
+    Inexpressible {
+        /// The older version.
+        version: u16,
+        /// What is lost, in words.
+        what: &'static str,
+        /// The version that has a place for it.
+        needed: u16,
+    },
+}
+
+impl EncodeError {
+    pub(crate) fn version<S: Section>(wanted: u16) -> Self {
+        Self::Version { record: S::RECORD, wanted, oldest: S::OLDEST, newest: S::VERSION }
+    }
+
+    /// `S` is the newer version, and `what` in it is in use.
+    pub fn inexpressible<S: Follows>(what: &'static str) -> Self {
+        Self::Inexpressible { version: S::Before::VERSION, what, needed: S::VERSION }
+    }
+}
+
+/// A range of versions, in words.
+fn range(oldest: u16, newest: u16) -> String {
+    if oldest == newest { format!("version {newest}") } else { format!("versions {oldest} to {newest}") }
 }
 
 /// Why a set of sections could not be read or used.
@@ -176,7 +241,10 @@ pub enum StateError {
         instance: u32,
     },
     /// A section's version can't be read here.
-    #[error("section {name}/{instance} has version {found}, this build reads version {known}")]
+    #[error(
+        "section {name}/{instance} has version {found}, this tern reads {}; take a tern that reads both",
+        range(*oldest, *newest)
+    )]
     Version {
         /// Section's name.
         name: &'static str,
@@ -184,8 +252,31 @@ pub enum StateError {
         instance: u32,
         /// Version in the bytes.
         found: u16,
-        /// Version of this build.
-        known: u16,
+        /// Oldest version that this build reads.
+        oldest: u16,
+        /// Newest version that this build reads.
+        newest: u16,
+    },
+    /// A section has flags that this build doesn't know.
+    #[error("section {name}/{instance} has flags {found:#06x}, of which this tern knows 0x0001 only")]
+    Flags {
+        /// Section's name.
+        name: String,
+        /// Instance.
+        instance: u32,
+        /// Flags in the bytes.
+        found: u16,
+    },
+    /// A section can't be written in the version that its reader has chosen.
+    #[error("section {name}/{instance} can't be written as its reader needs it: {source}")]
+    Unwritable {
+        /// Section's name.
+        name: &'static str,
+        /// Instance.
+        instance: u32,
+        /// Why.
+        #[source]
+        source: EncodeError,
     },
     /// A section was left over that its writer says must be understood.
     #[error("section {name}/{instance} belongs to no part of this machine and may not be skipped")]

@@ -14,15 +14,19 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::cast_possible_truncation)]
 
+mod envelope;
 mod error;
 mod record;
 mod section;
+mod set;
 mod value;
 mod wire;
 
-pub use error::{DecodeError, StateError};
+pub use envelope::{RawSection, SECTION_BODY_MAX_BYTES};
+pub use error::{DecodeError, EncodeError, StateError};
 pub use record::{FieldInfo, Record, decode_record, encode_record};
-pub use section::{RawSection, SECTION_BODY_MAX_BYTES, SECTIONS_MAX, Section, StateSet};
+pub use section::{ChosenVersion, Follows, Section, SectionRange, SectionVersion, rewrite};
+pub use set::{SECTIONS_MAX, StateSet};
 pub use value::{Kind, Place, Presence, Value};
 pub use wire::{RawField, Skipped, WireType, Writer};
 

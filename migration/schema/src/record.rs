@@ -45,7 +45,8 @@ pub fn decode_record<R: Record>(bytes: &[u8]) -> Result<R, DecodeError> {
 
 /// Declares a saved type: `[NUMBER] name: Type` per field, `[NUMBER optional]` where a reader that doesn't
 /// know the field may pass over it. `= "NAME" VERSION` behind the struct's name makes it a
-/// [`Section`](crate::Section).
+/// [`Section`](crate::Section), `= "NAME" optional VERSION` one that a machine without that part passes over,
+/// and `= "NAME" VERSION after OLDER` the next version of `OLDER` (see [`Follows`](crate::Follows)).
 ///
 /// A macro, because one list must give the struct, its writer, its reader and its description: lists kept
 /// in step by hand are how fields get forgotten.
@@ -68,12 +69,60 @@ pub fn decode_record<R: Record>(bytes: &[u8]) -> Result<R, DecodeError> {
 /// ```
 #[macro_export]
 macro_rules! record {
-    ($(#[$meta:meta])* pub struct $record:ident = $section:literal $version:literal { $($body:tt)* }) => {
+    ($(#[$meta:meta])* pub struct $record:ident = $section:literal $($skip:ident)? $version:literal {
+        $($body:tt)*
+    }) => {
         $crate::record! { $(#[$meta])* pub struct $record { $($body)* } }
         impl $crate::Section for $record {
             const NAME: &'static str = $section;
             const VERSION: u16 = $version;
+            const OPTIONAL: bool = $crate::is_optional!($($skip)?);
         }
+    };
+    ($(#[$meta:meta])* pub struct $record:ident = $section:literal $($skip:ident)? $version:literal
+        after $before:ident { $($body:tt)* }
+    ) => {
+        $crate::record! { $(#[$meta])* pub struct $record { $($body)* } }
+        impl $crate::Section for $record {
+            const NAME: &'static str = $section;
+            const VERSION: u16 = $version;
+            const OLDEST: u16 = <$before as $crate::Section>::OLDEST;
+            const OPTIONAL: bool = $crate::is_optional!($($skip)?);
+
+            fn write_as(
+                &self,
+                version: u16,
+                out: &mut $crate::Writer<'_>,
+            ) -> ::core::result::Result<(), $crate::EncodeError> {
+                if version != Self::VERSION {
+                    let before: $before = $crate::Follows::downgrade(self)?;
+                    return $crate::Section::write_as(&before, version, out);
+                }
+                $crate::Record::write(self, out);
+                Ok(())
+            }
+
+            fn read_as(
+                version: u16,
+                bytes: &[u8],
+                skipped: &mut $crate::Skipped,
+            ) -> ::core::result::Result<Self, $crate::DecodeError> {
+                if version != Self::VERSION {
+                    let before = <$before as $crate::Section>::read_as(version, bytes, skipped)?;
+                    return Ok(<Self as $crate::Follows>::upgrade(before));
+                }
+                $crate::Record::read(bytes, skipped)
+            }
+
+            fn versions(out: &mut ::std::vec::Vec<$crate::SectionVersion>) {
+                <$before as $crate::Section>::versions(out);
+                out.push($crate::SectionVersion::of::<Self>());
+            }
+        }
+        const _: () = assert!(
+            <$before as $crate::Section>::VERSION + 1 == $version,
+            "a version follows the one just before it"
+        );
     };
     ($(#[$meta:meta])* pub struct $record:ident {
         $($(#[$doc:meta])* [$number:literal $($skip:ident)?] $name:ident : $ty:ty),* $(,)?

@@ -79,8 +79,8 @@ impl SourceVm for FakeVm {
         self.shared.put(0, 1, 64, b"written by saving");
         let touched = self.shared.touched.words();
         let (writes, checksum) = (self.writes(), self.shared.checksum(&touched));
-        state.put(0, &FakeV1 { writes, checksum, touched });
-        Ok(())
+        let saved = state.put(0, &FakeV1 { writes, checksum, touched });
+        saved.map_err(|error| VmError::new("state", error))
     }
 
     fn resume(&mut self) -> Result<(), VmError> {
