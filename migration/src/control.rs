@@ -3,10 +3,12 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
-use crate::error::MigrationError;
+use crate::channel::socket::wait;
+use crate::channel::{Direction, Woken};
+use crate::error::{LinkError, MigrationError};
 use crate::stats::{ErrorReport, Report, Side, Status};
 
 /// Is told what happens. The calls come from the migration's own thread, some of them while the guest is
@@ -100,6 +102,15 @@ impl Control {
     pub(crate) fn elapsed_us(&self) -> u64 {
         let started_us = self.started_us.load(Ordering::Relaxed);
         (self.made.elapsed().as_micros() as u64).saturating_sub(started_us)
+    }
+
+    /// Waits for `time`, or until it is cancelled.
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), MigrationError> {
+        match wait(self.cancel.as_fd(), Direction::Receive, None, time) {
+            Ok(Woken::TimedOut) => Ok(()),
+            Ok(_) => Err(MigrationError::Cancelled),
+            Err(source) => Err(LinkError::Io { state: "waiting", source }.into()),
+        }
     }
 
     /// The attempt starts now: what was before was only waiting for a peer.

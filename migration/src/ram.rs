@@ -9,8 +9,8 @@ mod receive;
 mod send;
 mod zero;
 
-pub(crate) use batch::{BATCH_PAGES_MAX, RECORD_BYTES};
-pub(crate) use encode::ENCODINGS_MASK;
+pub(crate) use batch::{BATCH_PAGES_MAX, Batch, RECORD_BYTES};
+pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, Encoding, EncodingInfo};
 pub(crate) use guest::RamView;
 pub(crate) use receive::PageReceiver;
 pub(crate) use send::{CHUNK_PAGES, PageSender};

@@ -8,11 +8,16 @@
 //!                 Failed, Cancelled                          no answer after COMMIT: InDoubt
 //! ```
 //!
+//! Where it goes is behind [`carrier::Carrier`]: over a link to a peer, or into a file, which never takes the
+//! right to run the guest.
+//!
 //! Each phase is a plain struct that the next one is made of, so no step can be taken twice or out of
 //! order. The machine itself stays in `Attempt`, which knows what has to be undone.
 
 mod agree;
+pub(crate) mod carrier;
 mod commit;
+mod link;
 mod rounds;
 
 use std::time::Instant;
@@ -24,11 +29,12 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::policy::link::LinkMeter;
 use crate::ram::RamView;
-use crate::stats::{Downtime, ErrorReport, Report, Round, Side, Status};
+use crate::stats::{ErrorReport, Report, Round, Side, Status};
 use crate::vm::{PAGE_BYTES, SourceVm, VmError};
-use crate::wire::Wire;
 
 use self::agree::Connected;
+use self::carrier::Carrier;
+use self::link::Link;
 
 /// The report that others read is at most this old while the guest runs.
 const PUBLISH_EVERY_US: u64 = 100_000;
@@ -38,6 +44,12 @@ const PUBLISH_EVERY_US: u64 = 100_000;
 pub enum Outcome {
     /// The guest is on the destination. This side keeps it stopped and must never run it again.
     Completed,
+    /// A copy of the guest is in a file, and the guest is still this side's.
+    Saved {
+        /// It goes on as before (capability `keep-running`); false: it is still stopped, as [`SourceVm::stop`]
+        /// has left it, and whoever has the machine decides.
+        resumed: bool,
+    },
     /// Cancelled: the guest goes on here as before, with nothing lost.
     Cancelled,
     /// Failed: the guest goes on here as before, with nothing lost. Only after
@@ -63,8 +75,8 @@ pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control:
     report.set_route(Route::new(uri));
     report.set_parameters(&live.get());
     control.announce(report.clone(), Status::Setup, None);
-    let error = match channel::connect(uri, control) {
-        Ok(connection) => return migrate(vm, connection, live, control),
+    let error = match open(uri, control) {
+        Ok((carrier, route)) => return carry(vm, carrier, route, live, control),
         Err(error) => error,
     };
     control.cancel.close();
@@ -72,6 +84,13 @@ pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control:
     let status = if cancelled { Status::Cancelled } else { Status::Failed };
     control.announce(report, status, Some(&error));
     SourceEnd { vm, outcome: if cancelled { Outcome::Cancelled } else { Outcome::Failed(error) } }
+}
+
+/// The other end.
+fn open<'a>(uri: &Uri, control: &'a Control) -> Result<(Box<dyn Carrier + 'a>, Route), MigrationError> {
+    let connection = channel::connect(uri, control)?;
+    let route = connection.route.clone();
+    Ok((Box::new(Link::new(connection, control)), route))
 }
 
 /// Moves the guest of `vm` to the peer. Blocks until it is over; call it on a thread of its own. Obeys
@@ -82,8 +101,20 @@ pub fn migrate<V: SourceVm>(
     live: &LiveParameters,
     control: &Control,
 ) -> SourceEnd<V> {
+    let route = connection.route.clone();
+    carry(vm, Box::new(Link::new(connection, control)), route, live, control)
+}
+
+/// All phases.
+fn carry<'a, V: SourceVm>(
+    vm: V,
+    carrier: Box<dyn Carrier + 'a>,
+    route: Route,
+    live: &'a LiveParameters,
+    control: &'a Control,
+) -> SourceEnd<V> {
     let ram = RamView::new(vm.ram());
-    let mut attempt = Attempt::new(vm, connection, live, control);
+    let mut attempt = Attempt::new(vm, carrier, route, live, control);
     let result = Connected { attempt: &mut attempt, ram: &ram }
         .agree()
         .and_then(agree::Agreed::start)
@@ -104,7 +135,7 @@ struct Undo {
 /// Everything that lasts over the phases.
 struct Attempt<'a, V> {
     vm: V,
-    wire: Wire<'a>,
+    carrier: Box<dyn Carrier + 'a>,
     live: &'a LiveParameters,
     control: &'a Control,
     report: Report,
@@ -121,13 +152,19 @@ struct Attempt<'a, V> {
 }
 
 impl<'a, V: SourceVm> Attempt<'a, V> {
-    fn new(vm: V, connection: Connection, live: &'a LiveParameters, control: &'a Control) -> Self {
+    fn new(
+        vm: V,
+        carrier: Box<dyn Carrier + 'a>,
+        route: Route,
+        live: &'a LiveParameters,
+        control: &'a Control,
+    ) -> Self {
         let mut report = Report::new(Side::Source);
-        report.set_route(connection.route.clone());
+        report.set_route(route);
         let now_us = control.elapsed_us();
         Self {
             vm,
-            wire: Wire::new(connection, Side::Source, control),
+            carrier,
             live,
             control,
             report,
@@ -174,7 +211,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         self.report.set_parameters(&self.live.get());
         self.measure_live();
         self.report.total_us = self.control.elapsed_us();
-        self.report.bytes.messages = self.wire.message_bytes;
+        self.report.bytes.messages = self.carrier.message_bytes();
         self.report.link_bytes_per_s = self.meter.measured_bytes_per_s();
         self.published_us = self.report.total_us;
         let mut shown = self.report.clone();
@@ -191,7 +228,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         }
     }
 
-    fn finish(mut self, result: Result<Downtime, MigrationError>) -> SourceEnd<V> {
+    fn finish(mut self, result: Result<Outcome, MigrationError>) -> SourceEnd<V> {
         // Whoever cancels from here on is told that it is too late.
         self.control.cancel.close();
         self.measure_live();
@@ -201,18 +238,15 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
             self.round_started = None;
         }
         let outcome = match result {
-            Ok(downtime) => {
-                self.report.downtime = Some(downtime);
-                Outcome::Completed
-            }
-            Err(error) if self.undo.given_up => Outcome::InDoubt(self.wire.last_words(error)),
+            Ok(outcome) => outcome,
+            Err(error) if self.undo.given_up => Outcome::InDoubt(self.carrier.last_words(error)),
             Err(error) => self.give_back(error),
         };
         if self.undo.log_started {
             self.stop_log();
         }
         let (status, error) = match &outcome {
-            Outcome::Completed => (Status::Completed, None),
+            Outcome::Completed | Outcome::Saved { .. } => (Status::Completed, None),
             Outcome::Cancelled => (Status::Cancelled, Some(&MigrationError::Cancelled)),
             Outcome::Failed(error) => (Status::Failed, Some(error)),
             Outcome::InDoubt(error) => (Status::InDoubt, Some(error)),
@@ -222,14 +256,24 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         SourceEnd { vm: self.vm, outcome }
     }
 
+    /// The guest goes on here, though it isn't over yet: what is left to do needs neither it nor its log.
+    fn keep_running(&mut self) -> Result<(), MigrationError> {
+        self.vm.resume().map_err(vm_failed("letting the guest go on"))?;
+        self.undo.stop_called = false;
+        if self.undo.log_started {
+            self.stop_log();
+        }
+        Ok(())
+    }
+
     /// The guest goes on here, and only then the peer is told.
     fn give_back(&mut self, error: MigrationError) -> Outcome {
         if self.undo.log_started {
             self.stop_log();
         }
         let resumed = if self.undo.stop_called { self.vm.resume() } else { Ok(()) };
-        let error = self.wire.last_words(error);
-        self.wire.farewell(&error);
+        let error = self.carrier.last_words(error);
+        self.carrier.abandon(&error);
         match (resumed, error) {
             (Err(source), error) => {
                 Outcome::Failed(MigrationError::Resume { after: Box::new(error), source })

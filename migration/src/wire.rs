@@ -22,6 +22,7 @@ use crate::channel::span::{InSpan, OutSpan};
 use crate::channel::{Connection, Direction, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::ram::Batch;
 use crate::stats::Side;
 
 /// State is read in pieces of this size: a length alone makes nobody allocate.
@@ -131,23 +132,32 @@ impl<'a> Wire<'a> {
             Ok(out.len() as u64)
         });
         self.out = out;
-        if frame != FrameType::State {
-            self.message_bytes += *result.as_ref().unwrap_or(&0);
+        if let Ok(bytes) = result {
+            self.message_bytes += if frame == FrameType::State { HEADER_BYTES as u64 } else { bytes };
         }
         result
     }
 
-    /// Sends a batch of pages: `records`, then `data`, `data_bytes` in all. `records` has room for the
-    /// header in front.
-    pub(crate) fn send_pages(
+    /// Sends a batch of pages: its records, then its data.
+    pub(crate) fn send_pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError> {
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        out.resize(HEADER_BYTES, 0);
+        batch.records.iter().for_each(|record| record.put(&mut out));
+        let length = out.len() - HEADER_BYTES + batch.data_bytes;
+        let result = self
+            .seal(FrameType::Pages, 0, &mut out, length)
+            .and_then(|()| self.send_records_and_data(&out, batch.data));
+        self.out = out;
+        result
+    }
+
+    fn send_records_and_data(
         &mut self,
-        records: &mut [u8],
+        records: &[u8],
         data: &mut [OutSpan<'_>],
-        data_bytes: usize,
     ) -> Result<(), MigrationError> {
         const STATE: &str = "sending memory";
-        let length = records.len() - HEADER_BYTES + data_bytes;
-        self.seal(FrameType::Pages, 0, records, length)?;
         self.message_bytes += HEADER_BYTES as u64;
         self.send_spans(&mut [OutSpan::bytes(records)], !data.is_empty(), STATE)?;
         self.cut_sending = !data.is_empty();
@@ -209,8 +219,7 @@ impl<'a> Wire<'a> {
         self.received_frames = due.wrapping_add(1);
         self.cut_receiving = header.head != header.length;
         self.message_bytes += match header.frame {
-            FrameType::State => 0,
-            FrameType::Pages => HEADER_BYTES as u64,
+            FrameType::State | FrameType::Pages => HEADER_BYTES as u64,
             _ => HEADER_BYTES as u64 + u64::from(header.length),
         };
         Ok(header)
@@ -284,16 +293,6 @@ impl<'a> Wire<'a> {
     pub(crate) fn peer_spoke(&self) -> bool {
         let woken = self.socket.wait(Direction::Receive, None, Duration::ZERO);
         woken.is_ok_and(|woken| woken == Woken::Ready)
-    }
-
-    /// Waits for `time`, or until it is cancelled.
-    pub(crate) fn pause(&self, time: Duration) -> Result<(), MigrationError> {
-        let fd = self.control.cancel.as_fd();
-        match crate::channel::socket::wait(fd, Direction::Receive, None, time) {
-            Ok(Woken::TimedOut) => Ok(()),
-            Ok(_) => Err(MigrationError::Cancelled),
-            Err(source) => Err(LinkError::Io { state: "waiting", source }.into()),
-        }
     }
 
     fn send_spans(

@@ -11,7 +11,7 @@ use crate::ram::{PageReceiver, RamView};
 use crate::stats::{Downtime, Round};
 use crate::vm::DestinationVm;
 use crate::wire::{
-    Commit, FLAG_RUNNING, FrameType, HEADER_BYTES, Prepared as PreparedMessage, RoundEnd, Running,
+    Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running,
 };
 
 /// Memory arrives.
@@ -117,7 +117,7 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
             return Err(attempt.wire.unexpected(&header, STATE, "state"));
         }
         let started = Instant::now();
-        attempt.report.bytes.state += HEADER_BYTES as u64 + u64::from(header.length);
+        attempt.report.bytes.state += u64::from(header.length);
         let state = StateSet::decode(attempt.wire.payload()).map_err(ProtocolError::from)?;
         attempt.vm.load(state).map_err(vm_failed("loading the guest's state"))?;
         let downtime = Downtime { load_us: started.elapsed().as_micros() as u64, ..Downtime::default() };

@@ -7,6 +7,7 @@
 //! A record says all about its page, so any encoding may travel on any channel and in any phase.
 
 use super::encode::{Encoding, EncodingInfo};
+use crate::channel::span::OutSpan;
 use crate::error::ProtocolError;
 
 /// Bytes of one record.
@@ -23,6 +24,18 @@ pub(crate) struct PageRecord {
     pub(crate) page: u64,
     pub(crate) encoding: Encoding,
     pub(crate) data_bytes: u32,
+}
+
+/// Pages on their way: what each is, and the data of those that have some.
+#[derive(Debug)]
+pub(crate) struct Batch<'b, 'r> {
+    /// Rising by region and page.
+    pub(crate) records: &'b [PageRecord],
+    /// The hash of each, if the carrier wants them; else empty.
+    pub(crate) hashes: &'b [u64],
+    /// The data of all of them in their order; neighbours are joined. May be used up.
+    pub(crate) data: &'b mut [OutSpan<'r>],
+    pub(crate) data_bytes: usize,
 }
 
 impl PageRecord {

@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use super::batch::{BATCH_PAGES_MAX, PageRecord, RECORD_BYTES};
+use super::batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
 use super::encode::Encoding;
 use super::guest::RamView;
 use crate::channel::span::OutSpan;
 use crate::error::MigrationError;
+use crate::source::carrier::Carrier;
 use crate::stats::{Bytes, Pages};
 use crate::vm::PAGE_BYTES;
-use crate::wire::{HEADER_BYTES, Wire};
 
 /// Pages whose dirty bits are cleared at once, just before they are read. A multiple of 64.
 pub(crate) const CHUNK_PAGES: u64 = 2048;
@@ -18,7 +18,7 @@ pub(crate) const CHUNK_PAGES: u64 = 2048;
 #[derive(Debug)]
 pub(crate) struct PageSender<'r> {
     ram: &'r RamView,
-    records: Vec<u8>,
+    records: Vec<PageRecord>,
     data: Vec<OutSpan<'r>>,
     pages: Pages,
     data_bytes: usize,
@@ -35,20 +35,18 @@ pub(crate) struct Sent {
 
 impl<'r> PageSender<'r> {
     pub(crate) fn new(ram: &'r RamView) -> Self {
-        let mut sender = Self {
+        Self {
             ram,
-            records: Vec::with_capacity(HEADER_BYTES + BATCH_PAGES_MAX * RECORD_BYTES),
+            records: Vec::with_capacity(BATCH_PAGES_MAX),
             data: Vec::with_capacity(BATCH_PAGES_MAX),
             pages: Pages::default(),
             data_bytes: 0,
-        };
-        sender.clear();
-        sender
+        }
     }
 
     /// Pages in the batch.
     pub(crate) fn len(&self) -> usize {
-        self.pages.sent() as usize
+        self.records.len()
     }
 
     /// Adds a page, which must be dirty no more: a write from now on marks it again.
@@ -56,7 +54,7 @@ impl<'r> PageSender<'r> {
         let zero = self.ram.is_zero(region.into(), page)?;
         let (encoding, data_bytes) =
             if zero { (Encoding::Zero, 0) } else { (Encoding::Raw, PAGE_BYTES as u32) };
-        PageRecord { region, page, encoding, data_bytes }.put(&mut self.records);
+        self.records.push(PageRecord { region, page, encoding, data_bytes });
         if zero {
             self.pages.zero += 1;
             return Ok(());
@@ -71,16 +69,17 @@ impl<'r> PageSender<'r> {
     }
 
     /// Sends the batch.
-    pub(crate) fn flush(&mut self, wire: &mut Wire<'_>) -> Result<Sent, MigrationError> {
+    pub(crate) fn flush(&mut self, carrier: &mut dyn Carrier) -> Result<Sent, MigrationError> {
         if self.len() == 0 {
             return Ok(Sent::default());
         }
         let started = Instant::now();
-        let result = wire.send_pages(&mut self.records, &mut self.data, self.data_bytes);
+        let Self { records, data, data_bytes, .. } = self;
+        let result = carrier.pages(&mut Batch { records, hashes: &[], data, data_bytes: *data_bytes });
         let busy_us = started.elapsed().as_micros() as u64;
         let bytes = Bytes {
             page_data: self.data_bytes as u64,
-            page_records: (self.records.len() - HEADER_BYTES) as u64,
+            page_records: (self.records.len() * RECORD_BYTES) as u64,
             ..Bytes::default()
         };
         let pages = self.pages;
@@ -90,7 +89,6 @@ impl<'r> PageSender<'r> {
 
     fn clear(&mut self) {
         self.records.clear();
-        self.records.resize(HEADER_BYTES, 0);
         self.data.clear();
         self.pages = Pages::default();
         self.data_bytes = 0;

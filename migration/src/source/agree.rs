@@ -1,15 +1,14 @@
-//! Handshake: who is there, and does the guest fit?
+//! Coming to terms with the other end, and the start of the dirty log.
 
-use std::time::Instant;
-
+use super::carrier::Proposal;
 use super::rounds::Rounds;
 use super::{Attempt, vm_failed};
 use crate::dirty::DirtyBitmap;
-use crate::error::{MigrationError, ProtocolError};
+use crate::error::MigrationError;
 use crate::ram::{ENCODINGS_MASK, PageSender, RamView};
-use crate::stats::{Side, Status};
+use crate::stats::Status;
 use crate::vm::{PAGE_BYTES, SourceVm};
-use crate::wire::{Agreed as AgreedMessage, FrameType, Offer, introduce};
+use crate::wire::Offer;
 
 /// Nothing is known of the peer yet.
 pub(super) struct Connected<'s, 'a, V> {
@@ -34,34 +33,19 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
         } else {
             attempt.set_status(Status::Setup);
         }
-        let asked = Instant::now();
-        let peer = introduce(&mut attempt.wire, Side::Source)?;
-        attempt.round_trip_us = asked.elapsed().as_micros() as u64;
-        attempt.report.session = peer.session;
-        attempt.report.peer_tern_version = peer.tern_version;
-        attempt.report.protocol_version = peer.protocol_version;
-        let facts = attempt.vm.facts();
         let limits = attempt.live.get();
         let offer = Offer {
-            facts,
+            facts: attempt.vm.facts(),
             page_bytes: PAGE_BYTES as u32,
             encodings: ENCODINGS_MASK,
             downtime_limit_ms: Some(limits.downtime_limit_ms),
             max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
             max_total_time_ms: Some(limits.max_total_time_ms),
         };
-        attempt.wire.send(FrameType::Offer, &offer, "offering the guest")?;
-        let answer: AgreedMessage =
-            attempt.wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
-        let chosen = [
-            ("protocol version", u64::from(answer.protocol_version), u64::from(peer.protocol_version)),
-            ("encodings", answer.encodings, ENCODINGS_MASK),
-        ];
-        for (field, found, expected) in chosen {
-            if found != expected {
-                return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected }.into());
-            }
-        }
+        let configuration = attempt.vm.configuration();
+        let proposal = Proposal { offer, configuration, ram: attempt.vm.ram() };
+        let terms = attempt.carrier.agree(proposal, &mut attempt.report)?;
+        attempt.round_trip_us = terms.round_trip_us;
         attempt.report.setup_us = attempt.control.elapsed_us();
         Ok(Agreed { attempt, ram })
     }

@@ -7,11 +7,11 @@ use std::time::Instant;
 use tern_schema::StateSet;
 
 use super::rounds::Rounds;
-use super::{Attempt, vm_failed};
+use super::{Attempt, Outcome, vm_failed};
 use crate::error::MigrationError;
-use crate::stats::Downtime;
+use crate::stats::{Downtime, Status};
 use crate::vm::{PAGE_BYTES, SourceVm};
-use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared, Running};
+use crate::wire::Commit;
 
 /// The guest is stopped, and part of its memory is still here only.
 pub(super) struct Stopped<'s, 'a, V> {
@@ -21,7 +21,7 @@ pub(super) struct Stopped<'s, 'a, V> {
     pub(super) downtime: Downtime,
 }
 
-/// The destination has all and waits.
+/// The other end has all and waits.
 pub(super) struct Offered<'s, 'a, V> {
     attempt: &'s mut Attempt<'a, V>,
     stop_started: Instant,
@@ -32,19 +32,23 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
     /// Saves, then looks at the dirty log once: saving may write guest memory, and nothing does after it.
     pub(super) fn offer(self) -> Result<Offered<'s, 'a, V>, MigrationError> {
         let Self { mut rounds, running, stop_started, mut downtime } = self;
-        let mut state = StateSet::default();
-        downtime.state_save_us =
-            timed(|| rounds.attempt.vm.save(&mut state).map_err(vm_failed("saving the guest's state")))?;
+        let mut encoded = std::mem::take(&mut rounds.state);
+        downtime.state_save_us = timed(|| save(&mut rounds.attempt.vm, &mut encoded))?;
         downtime.final_ram_us = timed(|| send_last_pages(&mut rounds))?;
         let attempt = rounds.attempt;
-        let mut load_us = 0;
-        downtime.state_send_us = Some(timed(|| {
-            load_us = send_state(attempt, &state, running)?;
-            Ok(())
-        })?);
-        downtime.load_us = load_us;
+        let sending = Instant::now();
+        downtime.load_us = attempt.carrier.state(&encoded, running)?;
+        downtime.state_send_us = Some(sending.elapsed().as_micros() as u64);
+        attempt.report.bytes.state += encoded.len() as u64;
         Ok(Offered { attempt, stop_started, downtime })
     }
+}
+
+fn save<V: SourceVm>(vm: &mut V, encoded: &mut Vec<u8>) -> Result<(), MigrationError> {
+    let mut state = StateSet::default();
+    vm.save(&mut state).map_err(vm_failed("saving the guest's state"))?;
+    state.encode(encoded);
+    Ok(())
 }
 
 fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), MigrationError> {
@@ -58,41 +62,38 @@ fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), Mi
     Ok(())
 }
 
-fn send_state<V: SourceVm>(
-    attempt: &mut Attempt<'_, V>,
-    state: &StateSet,
-    running: bool,
-) -> Result<u64, MigrationError> {
-    let flags = if running { FLAG_RUNNING } else { 0 };
-    let wire = &mut attempt.wire;
-    let bytes = wire.send_with(FrameType::State, flags, "sending the state", |out| state.encode(out))?;
-    attempt.report.bytes.state += bytes;
-    let prepared: Prepared = wire.expect(FrameType::Prepared, "waiting for the peer to load the state")?;
-    Ok(prepared.load_us)
-}
-
 impl<V: SourceVm> Offered<'_, '_, V> {
-    /// Gives the guest up and says so. Either a cancel comes before this, or it comes too late.
-    pub(super) fn commit(self) -> Result<Downtime, MigrationError> {
+    /// Makes it final. A guest that changes hands is given up just before; either a cancel comes before that, or it
+    /// comes too late. One that is kept may go on before its file is on the disk.
+    pub(super) fn commit(self) -> Result<Outcome, MigrationError> {
         let Self { attempt, stop_started, mut downtime } = self;
+        let gives_away = attempt.carrier.gives_away();
+        let resumed = !gives_away && attempt.live.get().capabilities.keep_running;
+        if resumed {
+            downtime.resume_us = timed(|| attempt.keep_running())?;
+            downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
+            attempt.set_status(Status::Active);
+        }
+        attempt.carrier.settle()?;
         if !attempt.control.cancel.close() {
             return Err(MigrationError::Cancelled);
         }
-        attempt.wire.ignore_cancel();
         let commit_started = Instant::now();
-        attempt.undo.given_up = true;
-        attempt.vm.give_up();
+        if gives_away {
+            attempt.undo.given_up = true;
+            attempt.vm.give_up();
+        }
         let Downtime { stop_us, state_save_us, final_ram_us, state_send_us, .. } = downtime;
         let live_us = Some(attempt.report.live_us);
         let commit = Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us };
-        attempt.wire.send(FrameType::Commit, &commit, "handing the guest over")?;
-        let state = "waiting for the peer to say that the guest runs";
-        let answer: Running = attempt.wire.expect(FrameType::Running, state)?;
-        downtime.resume_us = answer.resume_us;
+        let resume_us = attempt.carrier.commit(&commit)?;
+        if gives_away {
+            downtime.resume_us = resume_us;
+            downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
+        }
         downtime.commit_us = Some(commit_started.elapsed().as_micros() as u64);
-        downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
         attempt.report.downtime = Some(downtime);
-        Ok(downtime)
+        Ok(if gives_away { Outcome::Completed } else { Outcome::Saved { resumed } })
     }
 }
 

@@ -12,11 +12,13 @@ use crate::policy::link::rate;
 use crate::ram::{BATCH_PAGES_MAX, CHUNK_PAGES, PageSender, RamView};
 use crate::stats::{Downtime, Round, Status};
 use crate::vm::{PAGE_BYTES, SourceVm};
-use crate::wire::{FrameType, RoundEnd};
+use crate::wire::RoundEnd;
 
 /// A change of the limit is obeyed within this.
 const PAUSE_MAX_US: u64 = 50_000;
 const WORD_PAGES: u64 = 64;
+/// More than the state of most machines.
+const STATE_BYTES: usize = 1 << 20;
 
 /// Memory moves while the guest runs.
 pub(super) struct Rounds<'s, 'a, V> {
@@ -28,6 +30,8 @@ pub(super) struct Rounds<'s, 'a, V> {
     resident: Vec<Range<u64>>,
     dirty_bytes_before: Option<u64>,
     rounds_within_limit: u32,
+    /// Room for the state, made before the guest waits for it.
+    pub(super) state: Vec<u8>,
 }
 
 impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
@@ -48,6 +52,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             resident: runs(),
             dirty_bytes_before: None,
             rounds_within_limit: 0,
+            state: Vec::with_capacity(STATE_BYTES),
         }
     }
 
@@ -81,7 +86,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         Ok(())
     }
 
-    /// Tells the peer that a round has ended.
+    /// Tells the other end that a round has ended.
     pub(super) fn end_round(&mut self, started: Instant, last: bool) -> Result<(), MigrationError> {
         let limits = self.attempt.live.get();
         let before = self.attempt.report.rounds.last();
@@ -96,9 +101,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
             max_total_time_ms: Some(limits.max_total_time_ms),
         };
-        let wire = &mut self.attempt.wire;
-        wire.send(FrameType::RoundEnd, &message, "ending a round")?;
-        wire.epoch = wire.epoch.wrapping_add(1);
+        self.attempt.carrier.end_round(&message)?;
         self.attempt.now.stopped = last;
         self.attempt.now.duration_us = started.elapsed().as_micros() as u64;
         Ok(())
@@ -216,7 +219,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         if live {
             self.before_live_batch()?;
         }
-        let sent = self.sender.flush(&mut self.attempt.wire)?;
+        let sent = self.sender.flush(&mut *self.attempt.carrier)?;
         let bytes = sent.bytes.page_data + sent.bytes.page_records;
         self.attempt.meter.add(bytes, sent.busy_us);
         self.attempt.pacer.sent(bytes);
@@ -241,11 +244,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             attempt.pacer.set_rate(parameters.max_bandwidth_bytes_per_s, now_us);
             let wait_us = attempt.pacer.wait_us(now_us);
             attempt.publish_if_old();
-            if attempt.wire.peer_spoke() {
-                let state = "sending memory";
-                let header = attempt.wire.receive(state)?;
-                return Err(attempt.wire.unexpected(&header, state, "nothing"));
-            }
+            attempt.carrier.hear()?;
             if is_late(now_us, parameters.max_total_time_ms) {
                 let mut figures = self.figures();
                 let unsent = self.pending.count() + self.sender.len() as u64;
@@ -255,7 +254,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             if wait_us == 0 {
                 return Ok(());
             }
-            self.attempt.wire.pause(Duration::from_micros(wait_us.min(PAUSE_MAX_US)))?;
+            self.attempt.control.pause(Duration::from_micros(wait_us.min(PAUSE_MAX_US)))?;
         }
     }
 }

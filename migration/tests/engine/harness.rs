@@ -89,6 +89,7 @@ pub fn assert_invariant(ends: Ends, options: &Options, what: &str) {
                 assert!(received.vm.is_running(), "{what}");
             }
         }
+        Outcome::Saved { .. } => panic!("{what}: a link keeps no guest"),
         Outcome::Failed(_) | Outcome::Cancelled => {
             let failed = destination.map(|_| ()).expect_err(what);
             assert!(!failed.vm.is_running() && !failed.committed, "{what}");

@@ -1,0 +1,78 @@
+//! Where a guest goes: a link to a peer that takes it over, or a file that keeps a copy. All that differs
+//! between the two is behind this trait; rounds, the stop and every way to fail are the same code for both.
+//!
+//! ```text
+//! agree -> (pages* end_round)+ -> state -> settle -> commit
+//!   '-------- any error, or cancel: last_words, abandon; the guest goes on at the source
+//! ```
+
+use crate::error::MigrationError;
+use crate::ram::Batch;
+use crate::stats::Report;
+use crate::vm::GuestRam;
+use crate::wire::{Commit, Offer, RoundEnd};
+
+/// What is offered to the other end.
+#[derive(Debug)]
+pub(crate) struct Proposal<'v> {
+    pub(crate) offer: Offer,
+    /// For a file: what a new process needs to build the machine.
+    pub(crate) configuration: Vec<u8>,
+    /// For carriers that read pages on threads of their own.
+    pub(crate) ram: &'v GuestRam,
+}
+
+/// How the guest will go there.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    /// How long the other end takes to answer.
+    pub(crate) round_trip_us: u64,
+    /// The other end wants the hash of each page.
+    pub(crate) hashes: bool,
+}
+
+/// One way for a guest to go.
+pub(crate) trait Carrier {
+    /// Does the guest change hands? If so, `commit` is the point of no return, and this side never runs
+    /// the guest again. If not, it stays this side's whatever happens.
+    fn gives_away(&self) -> bool;
+
+    /// Comes to terms; notes in `report` who is at the other end.
+    fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError>;
+
+    /// Between two batches with the guest running: an error if the other end wants this to end.
+    fn hear(&mut self) -> Result<(), MigrationError> {
+        Ok(())
+    }
+
+    /// Takes a batch. Its pages were cleared in the dirty log before it was made; their content may be read
+    /// until `end_round` returns. A page may come again in a later round, and then counts.
+    fn pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError>;
+
+    /// The round is over: when this returns, nothing of it is read any more. The last one has been made with
+    /// the guest stopped.
+    fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError>;
+
+    /// Takes the encoded state of a guest that is stopped and `running` before. Returns how long the other
+    /// end took to load it.
+    fn state(&mut self, state: &[u8], running: bool) -> Result<u64, MigrationError>;
+
+    /// The last that can be cancelled, such as waiting for a disk. A kept guest may run already.
+    fn settle(&mut self) -> Result<(), MigrationError> {
+        Ok(())
+    }
+
+    /// Makes it final. Returns how long the other end took to start the guest.
+    fn commit(&mut self, commit: &Commit) -> Result<u64, MigrationError>;
+
+    /// Bytes so far that are neither pages, their records nor state.
+    fn message_bytes(&self) -> u64;
+
+    /// The reason that the other end has left, if it explains `error`; else `error`.
+    fn last_words(&mut self, error: MigrationError) -> MigrationError {
+        error
+    }
+
+    /// It has failed or was cancelled, and the guest goes on here: undoes what was done, tells the peer.
+    fn abandon(&mut self, error: &MigrationError);
+}

@@ -1,0 +1,100 @@
+//! The link: a guest goes to a peer, which takes it over.
+
+use std::time::Instant;
+
+use super::carrier::{Carrier, Proposal, Terms};
+use crate::channel::Connection;
+use crate::control::Control;
+use crate::error::{MigrationError, ProtocolError};
+use crate::ram::{Batch, ENCODINGS_MASK};
+use crate::stats::{Report, Side};
+use crate::wire::{
+    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, RoundEnd, Running, Wire, introduce,
+};
+
+/// A connection to a destination.
+pub(crate) struct Link<'a> {
+    wire: Wire<'a>,
+}
+
+impl<'a> Link<'a> {
+    pub(crate) fn new(connection: Connection, control: &'a Control) -> Self {
+        Self { wire: Wire::new(connection, Side::Source, control) }
+    }
+}
+
+impl Carrier for Link<'_> {
+    fn gives_away(&self) -> bool {
+        true
+    }
+
+    fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError> {
+        let asked = Instant::now();
+        let peer = introduce(&mut self.wire, Side::Source)?;
+        let round_trip_us = asked.elapsed().as_micros() as u64;
+        report.session = peer.session;
+        report.peer_tern_version = peer.tern_version;
+        report.protocol_version = peer.protocol_version;
+        let offer: Offer = proposal.offer;
+        self.wire.send(FrameType::Offer, &offer, "offering the guest")?;
+        let answer: Agreed = self.wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
+        let chosen = [
+            ("protocol version", u64::from(answer.protocol_version), u64::from(peer.protocol_version)),
+            ("encodings", answer.encodings, ENCODINGS_MASK),
+        ];
+        for (field, found, expected) in chosen {
+            if found != expected {
+                return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected }.into());
+            }
+        }
+        Ok(Terms { round_trip_us, hashes: false })
+    }
+
+    fn hear(&mut self) -> Result<(), MigrationError> {
+        if self.wire.peer_spoke() {
+            let state = "sending memory";
+            let header = self.wire.receive(state)?;
+            return Err(self.wire.unexpected(&header, state, "nothing"));
+        }
+        Ok(())
+    }
+
+    fn pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError> {
+        self.wire.send_pages(batch)
+    }
+
+    fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
+        self.wire.send(FrameType::RoundEnd, end, "ending a round")?;
+        self.wire.epoch = self.wire.epoch.wrapping_add(1);
+        Ok(())
+    }
+
+    fn state(&mut self, state: &[u8], running: bool) -> Result<u64, MigrationError> {
+        let flags = if running { FLAG_RUNNING } else { 0 };
+        let fill = |out: &mut Vec<u8>| out.extend_from_slice(state);
+        self.wire.send_with(FrameType::State, flags, "sending the state", fill)?;
+        let waiting = "waiting for the peer to load the state";
+        let prepared: Prepared = self.wire.expect(FrameType::Prepared, waiting)?;
+        Ok(prepared.load_us)
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<u64, MigrationError> {
+        self.wire.ignore_cancel();
+        self.wire.send(FrameType::Commit, commit, "handing the guest over")?;
+        let waiting = "waiting for the peer to say that the guest runs";
+        let answer: Running = self.wire.expect(FrameType::Running, waiting)?;
+        Ok(answer.resume_us)
+    }
+
+    fn message_bytes(&self) -> u64 {
+        self.wire.message_bytes
+    }
+
+    fn last_words(&mut self, error: MigrationError) -> MigrationError {
+        self.wire.last_words(error)
+    }
+
+    fn abandon(&mut self, error: &MigrationError) {
+        self.wire.farewell(error);
+    }
+}
