@@ -1,0 +1,217 @@
+//! userfaultfd(2) as the pager uses it: missing pages, placed by copies or as zero. Pages that are there
+//! already are left alone, and who waits for them is woken.
+
+#![allow(unsafe_code, reason = "the kernel writes at addresses that it is given; the device may be closed")]
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+
+use userfaultfd::{Error, Event, EventBuffer, ReadWrite, UffdBuilder};
+
+use super::PagerError;
+use crate::vm::PAGE_BYTES;
+
+/// `UFFD_API`, and `UFFDIO_API`: `_IOWR(0xaa, 0x3f, struct uffdio_api)` (`linux/userfaultfd.h`).
+const API: u64 = 0xaa;
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+
+/// A descriptor that handles faults of the kernel too, since KVM touches guest memory from there.
+#[derive(Debug)]
+pub(super) struct Uffd(userfaultfd::Uffd);
+
+/// Somebody waits for a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait {
+    pub(super) address: u64,
+    pub(super) is_write: bool,
+}
+
+/// A range of registered memory. Only [`super::shared`] makes one, from regions that stay mapped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub(super) address: u64,
+    pub(super) pages: u64,
+}
+
+impl Span {
+    fn bytes(self) -> usize {
+        // A span lies within a mapping.
+        (self.pages * PAGE_BYTES) as usize
+    }
+
+    fn start(self) -> *mut libc::c_void {
+        std::ptr::with_exposed_provenance_mut(self.address as usize)
+    }
+
+    fn failed(self, operation: &'static str) -> impl Fn(io::Error) -> PagerError {
+        move |source| PagerError::Kernel {
+            operation,
+            address: self.address,
+            length_bytes: self.pages.saturating_mul(PAGE_BYTES),
+            source,
+        }
+    }
+}
+
+impl Uffd {
+    pub(super) fn open() -> Result<Self, PagerError> {
+        let mut builder = UffdBuilder::new();
+        match builder.close_on_exec(true).non_blocking(true).user_mode_only(false).create() {
+            Ok(uffd) => Ok(Self(uffd)),
+            // The device is there and closed to this user; the system call may be open to it (the sysctl).
+            Err(Error::OpenDevUserfaultfd(_)) => by_system_call().map(Self).map_err(unavailable),
+            Err(error) => Err(unavailable(io_error(error))),
+        }
+    }
+
+    pub(super) fn register(&self, span: Span) -> Result<(), PagerError> {
+        // SAFETY: the span is guest memory, which nobody has a Rust reference to; what it held is dropped.
+        let dropped = unsafe { libc::madvise(span.start(), span.bytes(), libc::MADV_DONTNEED) };
+        if dropped < 0 {
+            return Err(span.failed("MADV_DONTNEED")(io::Error::last_os_error()));
+        }
+        let registered = self.0.register(span.start(), span.bytes());
+        registered.map(drop).map_err(io_error).map_err(span.failed("REGISTER"))
+    }
+
+    /// Makes it ordinary memory, and wakes who waits there: a page that was not placed is zero from now on.
+    pub(super) fn unregister(&self, span: Span) -> Result<(), PagerError> {
+        self.0.unregister(span.start(), span.bytes()).map_err(io_error).map_err(span.failed("UNREGISTER"))
+    }
+
+    pub(super) fn wake(&self, span: Span) -> Result<(), PagerError> {
+        self.0.wake(span.start(), span.bytes()).map_err(io_error).map_err(span.failed("WAKE"))
+    }
+
+    /// Places content; `bytes` is as long as the span.
+    pub(super) fn copy(&self, span: Span, bytes: &[u8]) -> Result<(), PagerError> {
+        let (mut rest, mut bytes) = (span, bytes.get(..span.bytes()).unwrap_or_default());
+        while !bytes.is_empty() {
+            // SAFETY: the kernel reads `bytes`, and writes only pages of the registered range that are
+            // missing: nobody has seen them yet.
+            let done = unsafe { self.0.copy(bytes.as_ptr().cast(), rest.start(), bytes.len(), true) };
+            let pages = self.step(rest, done)?;
+            rest = Span { address: rest.address + pages * PAGE_BYTES, pages: rest.pages - pages };
+            bytes = bytes.get((pages * PAGE_BYTES) as usize..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Places zero pages without memory of their own.
+    pub(super) fn zero(&self, span: Span) -> Result<(), PagerError> {
+        let mut rest = span;
+        let mut most = span.pages;
+        while rest.pages > 0 {
+            let part = Span { pages: rest.pages.min(most), ..rest };
+            // SAFETY: as in `copy`.
+            let done = unsafe { self.0.zeropage(part.start(), part.bytes(), true) };
+            // The crate doesn't tell how far a call came: page by page, each is there or not.
+            if part.pages > 1 && matches!(done, Err(Error::ZeropageFailed(_))) {
+                most = 1;
+                continue;
+            }
+            let pages = self.step(part, done)?;
+            rest = Span { address: rest.address + pages * PAGE_BYTES, pages: rest.pages - pages };
+        }
+        Ok(())
+    }
+
+    /// How many pages of `rest` are dealt with after one call.
+    fn step(&self, rest: Span, done: Result<usize, Error>) -> Result<u64, PagerError> {
+        let failed = |code| rest.failed("placing pages")(io::Error::from_raw_os_error(code));
+        match done.map_err(|error| (code_of(&error), error)) {
+            Ok(bytes) => Ok(rest.pages.min(bytes as u64 / PAGE_BYTES)),
+            // A negative count is an errno: nothing was copied.
+            Err((_, Error::PartiallyCopied(bytes))) if bytes <= rest.bytes() => Ok(bytes as u64 / PAGE_BYTES),
+            Err((_, Error::PartiallyCopied(_))) => Ok(0),
+            Err((libc::EAGAIN, _)) => Ok(0),
+            // Another thread was first.
+            Err((libc::EEXIST, _)) => self.wake(Span { pages: 1, ..rest }).map(|()| 1),
+            // Not registered any more: another thread found it zero, or complete.
+            Err((libc::ENOENT, _)) => Ok(rest.pages),
+            Err((code, _)) => Err(failed(code)),
+        }
+    }
+
+    /// Who waits now. Doesn't block.
+    pub(super) fn waits(&self, buffer: &mut EventBuffer) -> Result<Vec<Wait>, PagerError> {
+        let failed = |error| PagerError::Host { what: "userfaultfd can't be read", source: io_error(error) };
+        let mut waits = Vec::new();
+        for event in self.0.read_events(buffer).map_err(failed)? {
+            if let Event::Pagefault { rw, addr, .. } = event.map_err(failed)? {
+                waits.push(Wait { address: addr.addr() as u64, is_write: rw == ReadWrite::Write });
+            }
+        }
+        Ok(waits)
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[repr(C)]
+struct ApiQuestion {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+fn by_system_call() -> io::Result<userfaultfd::Uffd> {
+    // SAFETY: a system call without pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just made it for us.
+    let uffd = unsafe { userfaultfd::Uffd::from_raw_fd(fd) };
+    let mut question = ApiQuestion { api: API, features: 0, ioctls: 0 };
+    // SAFETY: `question` has the layout of `struct uffdio_api`, and is ours through the call.
+    let answer = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut question) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(uffd) }
+}
+
+fn unavailable(error: io::Error) -> PagerError {
+    let remedy = match (error.kind(), error.raw_os_error()) {
+        (_, Some(libc::ENOSYS)) => "which this kernel is built without (CONFIG_USERFAULTFD)".to_owned(),
+        (ErrorKind::PermissionDenied, _) => {
+            "which this user may not use for KVM's memory: run as root, or `sudo \
+                                             setfacl -m u:$USER:rw /dev/userfaultfd`, or `sudo sysctl \
+                                             vm.unprivileged_userfaultfd=1`"
+                .to_owned()
+        }
+        _ => format!("which can't be had: {error}"),
+    };
+    PagerError::Unavailable { remedy }
+}
+
+fn code_of(error: &Error) -> i32 {
+    match error {
+        Error::CopyFailed(errno) | Error::ZeropageFailed(errno) | Error::SystemError(errno) => *errno as i32,
+        Error::OpenDevUserfaultfd(error) => error.raw_os_error().unwrap_or(libc::EIO),
+        _ => libc::EIO,
+    }
+}
+
+fn io_error(error: Error) -> io::Error {
+    match error {
+        Error::OpenDevUserfaultfd(error) => error,
+        Error::CopyFailed(_) | Error::ZeropageFailed(_) | Error::SystemError(_) => {
+            io::Error::from_raw_os_error(code_of(&error))
+        }
+        other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_remedy() {
+        for code in [libc::EPERM, libc::EACCES] {
+            let text = unavailable(io::Error::from_raw_os_error(code)).to_string();
+            assert!(text.contains("setfacl") && text.contains("sysctl"), "{text}");
+        }
+        let text = unavailable(io::Error::from_raw_os_error(libc::ENOSYS)).to_string();
+        assert!(text.contains("CONFIG_USERFAULTFD"), "{text}");
+    }
+}
