@@ -22,8 +22,13 @@ mod dirty;
 pub mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod pager;
 mod policy;
 mod ram;
+pub mod snapshot;
 pub mod source;
 pub mod stats;
 mod vm;
