@@ -48,6 +48,42 @@ impl RawSection {
     }
 
     pub(crate) fn decode(bytes: &[u8], index: usize) -> Result<(Self, &[u8]), StateError> {
+        let (head, mut cursor) = Head::decode(bytes, index)?;
+        let body = cursor.take(head.length)?;
+        let Head { name, instance, version, flags, length: _, checksum: found, unsummed } = head;
+        let computed = summed(unsummed, body);
+        if found != computed {
+            return Err(StateError::Checksum { name, instance, found, computed });
+        }
+        if flags & !FLAG_OPTIONAL != 0 {
+            return Err(StateError::Flags { name, instance, found: flags });
+        }
+        let optional = flags & FLAG_OPTIONAL != 0;
+        Ok((Self { name, instance, version, optional, body: body.to_vec() }, cursor.left))
+    }
+}
+
+/// CRC-32 of a head and its body.
+pub(crate) fn summed(mut crc: crc32fast::Hasher, body: &[u8]) -> u32 {
+    crc.update(body);
+    crc.finalize()
+}
+
+/// What is before a section's body.
+pub(crate) struct Head {
+    pub(crate) name: String,
+    pub(crate) instance: u32,
+    pub(crate) version: u16,
+    pub(crate) flags: u16,
+    pub(crate) length: usize,
+    pub(crate) checksum: u32,
+    /// The checksum of what is before it.
+    pub(crate) unsummed: crc32fast::Hasher,
+}
+
+impl Head {
+    /// Reads the head that `bytes` begin with; the cursor is at the body then. `index` is for errors.
+    pub(crate) fn decode(bytes: &[u8], index: usize) -> Result<(Self, Cursor<'_>), StateError> {
         let mut cursor = Cursor { left: bytes, index };
         let [name_length] = cursor.array()?;
         let name = cursor.take(usize::from(name_length))?;
@@ -66,25 +102,21 @@ impl RawSection {
             let (found, max) = (length as u64, SECTION_BODY_MAX_BYTES as u64);
             return Err(StateError::TooLong { name, instance, found, max });
         }
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(bytes.get(..bytes.len() - cursor.left.len()).unwrap_or_default());
-        let found = u32::from_le_bytes(cursor.array()?);
-        let body = cursor.take(length)?.to_vec();
-        crc.update(&body);
-        let computed = crc.finalize();
-        if found != computed {
-            return Err(StateError::Checksum { name, instance, found, computed });
-        }
-        if flags & !FLAG_OPTIONAL != 0 {
-            return Err(StateError::Flags { name, instance, found: flags });
-        }
-        let optional = flags & FLAG_OPTIONAL != 0;
-        Ok((Self { name, instance, version, optional, body }, cursor.left))
+        let mut unsummed = crc32fast::Hasher::new();
+        unsummed.update(bytes.get(..bytes.len() - cursor.left.len()).unwrap_or_default());
+        let checksum = u32::from_le_bytes(cursor.array()?);
+        Ok((Self { name, instance, version, flags, length, checksum, unsummed }, cursor))
+    }
+
+    /// May a machine without this part pass over it?
+    pub(crate) fn is_optional(&self) -> bool {
+        self.flags & FLAG_OPTIONAL != 0
     }
 }
 
-struct Cursor<'a> {
-    left: &'a [u8],
+/// Where reading stands.
+pub(crate) struct Cursor<'a> {
+    pub(crate) left: &'a [u8],
     index: usize,
 }
 

@@ -19,15 +19,19 @@ mod error;
 mod record;
 mod section;
 mod set;
+mod survey;
 mod value;
+mod walk;
 mod wire;
 
 pub use envelope::{RawSection, SECTION_BODY_MAX_BYTES};
 pub use error::{DecodeError, EncodeError, StateError};
 pub use record::{FieldInfo, Record, decode_record, encode_record};
-pub use section::{ChosenVersion, Follows, Section, SectionRange, SectionVersion, rewrite};
+pub use section::{ChosenVersion, Follows, Rewrite, Section, SectionRange, SectionVersion, rewrite};
 pub use set::{SECTIONS_MAX, StateSet};
+pub use survey::{Sum, Survey, SurveyedSection, survey};
 pub use value::{Kind, Place, Presence, Value};
+pub use walk::{Item, Seen, Walked, walk};
 pub use wire::{RawField, Skipped, WireType, Writer};
 
 #[doc(hidden)]

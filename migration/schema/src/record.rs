@@ -17,6 +17,35 @@ pub struct FieldInfo {
     pub presence: Presence,
     /// May a reader that doesn't know it pass over it?
     pub skippable: bool,
+    /// What it means: its comment in the source, a line each.
+    pub doc: &'static str,
+}
+
+/// Last words of a field's name, and the unit that they stand for. The longer ones first.
+const UNITS: [(&str, &str); 11] = [
+    ("_bytes_per_s", "bytes/s"),
+    ("_pages_per_s", "pages/s"),
+    ("_bytes", "bytes"),
+    ("_pages", "pages"),
+    ("_sectors", "sectors"),
+    ("_khz", "kHz"),
+    ("_hz", "Hz"),
+    ("_ns", "ns"),
+    ("_us", "us"),
+    ("_ms", "ms"),
+    ("_s", "s"),
+];
+
+impl FieldInfo {
+    /// The unit that its name ends in, if it does.
+    pub fn unit(&self) -> Option<&'static str> {
+        UNITS.iter().find(|(ending, _)| self.name.ends_with(ending)).map(|(_, unit)| *unit)
+    }
+
+    /// Is it a part of the state that travels only where it differs from its default?
+    pub fn is_subsection(&self) -> bool {
+        self.presence == Presence::Optional && matches!(self.kind, Kind::Record(..))
+    }
 }
 
 /// A struct made by [`record!`](crate::record).
@@ -125,11 +154,11 @@ macro_rules! record {
         );
     };
     ($(#[$meta:meta])* pub struct $record:ident {
-        $($(#[$doc:meta])* [$number:literal $($skip:ident)?] $name:ident : $ty:ty),* $(,)?
+        $($(#[doc = $doc:literal])* [$number:literal $($skip:ident)?] $name:ident : $ty:ty),* $(,)?
     }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Eq)]
-        pub struct $record { $($(#[$doc])* pub $name: $ty),* }
+        pub struct $record { $($(#[doc = $doc])* pub $name: $ty),* }
 
         impl $crate::Record for $record {
             const RECORD: &'static str = stringify!($record);
@@ -141,6 +170,7 @@ macro_rules! record {
                     kind: <$ty as $crate::Value>::KIND,
                     presence: <$ty as $crate::Value>::PRESENCE,
                     skippable: $crate::is_optional!($($skip)?),
+                    doc: concat!($($doc, "\n"),*),
                 }),*];
                 FIELDS
             }
@@ -276,6 +306,18 @@ mod tests {
             let cut = &bytes[..bytes.len().saturating_sub(cut)];
             prop_assert!(decode_record::<OuterV1>(cut).is_err());
         }
+    }
+
+    #[test]
+    fn a_field_describes_itself() {
+        let fields = InnerV1Newer::fields();
+        let hint = &fields[1];
+        assert_eq!((hint.name, hint.doc.trim(), hint.skippable), ("hint", "May be passed over.", true));
+        assert_eq!(FieldInfo { name: "stop_ms", ..*hint }.unit(), Some("ms"));
+        assert_eq!(FieldInfo { name: "link_bytes_per_s", ..*hint }.unit(), Some("bytes/s"));
+        assert_eq!(FieldInfo { name: "regs", ..*hint }.unit(), None);
+        let subsections: Vec<_> = OuterV1::fields().iter().filter(|field| field.is_subsection()).collect();
+        assert_eq!(subsections.iter().map(|field| field.name).collect::<Vec<_>>(), ["subsection"]);
     }
 
     #[test]

@@ -72,8 +72,8 @@ pub struct SectionVersion {
     pub record: &'static str,
     /// Its fields in order of declaration.
     pub fields: &'static [FieldInfo],
-    /// Reads a record of exactly this version and writes it again: its bytes, and its values as text.
-    pub rewrite: fn(&[u8]) -> Result<(Vec<u8>, String), DecodeError>,
+    /// Reads a record of exactly this version and writes it again.
+    pub rewrite: Rewrite,
 }
 
 impl SectionVersion {
@@ -92,6 +92,9 @@ impl SectionVersion {
 }
 
 /// Reads a record and writes it again: its bytes, and its values as text.
+pub type Rewrite = fn(&[u8]) -> Result<(Vec<u8>, String), DecodeError>;
+
+/// The [`Rewrite`] of one record type.
 pub fn rewrite<R: Record + Debug>(bytes: &[u8]) -> Result<(Vec<u8>, String), DecodeError> {
     let record: R = crate::decode_record(bytes)?;
     Ok((crate::encode_record(&record), format!("{record:#?}")))

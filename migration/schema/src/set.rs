@@ -128,12 +128,10 @@ mod tests {
     crate::record! {
         /// The same part, later.
         pub struct PartV2 = "part" 2 after PartV1 {
-            /// A word, in halves.
-            [1] low: u32,
-            /// The other half.
-            [2] high: u32,
+            /// A word, all its bits turned over.
+            [1] inverted: u64,
             /// What no older part can do.
-            [3] extra: u32,
+            [2] extra: u32,
         }
     }
     crate::record! {
@@ -149,15 +147,15 @@ mod tests {
 
         fn upgrade(before: PartV1) -> Self {
             let PartV1 { word } = before;
-            Self { low: word as u32, high: (word >> 32) as u32, extra: 0 }
+            Self { inverted: !word, extra: 0 }
         }
 
         fn downgrade(&self) -> Result<PartV1, EncodeError> {
-            let Self { low, high, extra } = self;
+            let Self { inverted, extra } = self;
             if *extra != 0 {
                 return Err(EncodeError::inexpressible::<Self>("the extra"));
             }
-            Ok(PartV1 { word: u64::from(*high) << 32 | u64::from(*low) })
+            Ok(PartV1 { word: !inverted })
         }
     }
 
@@ -193,7 +191,7 @@ mod tests {
         let doubled = bytes(&set()).repeat(2);
         assert!(matches!(StateSet::decode(&doubled), Err(StateError::Duplicate { .. })));
         let mut newer = StateSet::default();
-        newer.put(0, &PartV2 { low: 1, high: 2, extra: 3 }).unwrap();
+        newer.put(0, &PartV2 { inverted: 1, extra: 3 }).unwrap();
         let text = newer.take::<PartV1>(0).unwrap_err().to_string();
         assert_eq!(
             text,
@@ -234,7 +232,7 @@ mod tests {
     #[test]
     fn a_set_is_written_as_its_reader_chose() {
         let mut set = StateSet::choosing(vec![chosen("part", 1, 1)]);
-        let new = PartV2 { low: 1, high: 2, extra: 0 };
+        let new = PartV2 { inverted: 1, extra: 0 };
         for instance in 0..2 {
             set.put(instance, &new).unwrap();
         }
@@ -245,7 +243,7 @@ mod tests {
             [("part", 2), ("part", 1)],
             "not chosen: the newest, and nothing that is optional"
         );
-        assert_eq!(set.clone().take(1), Ok(PartV1 { word: 2 << 32 | 1 }));
+        assert_eq!(set.clone().take(1), Ok(PartV1 { word: !1 }));
         assert_eq!(set.take(1), Ok(new));
         let mut set = StateSet::choosing(vec![chosen("hints", 0, 1)]);
         set.put(0, &HintsV1 { word: 1 }).unwrap();
@@ -255,10 +253,10 @@ mod tests {
     #[test]
     fn what_an_older_version_has_no_place_for_is_an_error_that_names_it() {
         let mut set = StateSet::choosing(vec![chosen("part", 0, 1)]);
-        let text = set.put(0, &PartV2 { low: 1, high: 2, extra: 3 }).unwrap_err().to_string();
+        let text = set.put(0, &PartV2 { inverted: 1, extra: 3 }).unwrap_err().to_string();
         assert!(text.contains("part/0") && text.contains("version 1 has no place for the extra"), "{text}");
         let mut set = StateSet::choosing(vec![chosen("part", 0, 9)]);
-        let text = set.put(0, &PartV2 { low: 1, high: 2, extra: 0 }).unwrap_err().to_string();
+        let text = set.put(0, &PartV2 { inverted: 1, extra: 0 }).unwrap_err().to_string();
         assert!(text.contains("not 9"), "{text}");
         assert!(set.sections().is_empty());
     }

@@ -1,5 +1,7 @@
 //! The types that a field may have, and how each is laid out.
 
+use std::fmt;
+
 use crate::wire::{RawField, Skipped, WireType, Writer};
 use crate::{DecodeError, FieldInfo, Record};
 
@@ -22,6 +24,32 @@ pub enum Kind {
     Words,
     /// Another record.
     Record(&'static str, fn() -> &'static [FieldInfo]),
+}
+
+impl Kind {
+    /// How a value of this kind is laid out.
+    pub fn wire_type(self) -> WireType {
+        match self {
+            Self::Unsigned(_) | Self::Signed | Self::Bool => WireType::Integer,
+            Self::Bytes | Self::Fixed(_) | Self::Text | Self::Words => WireType::Bytes,
+            Self::Record(..) => WireType::Record,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsigned(bits) => write!(f, "u{bits}"),
+            Self::Signed => f.write_str("i64"),
+            Self::Bool => f.write_str("bool"),
+            Self::Bytes => f.write_str("bytes"),
+            Self::Fixed(length) => write!(f, "bytes[{length}]"),
+            Self::Text => f.write_str("text"),
+            Self::Words => f.write_str("u64 list"),
+            Self::Record(name, _) => f.write_str(name),
+        }
+    }
 }
 
 /// How often a field may occur.
@@ -82,9 +110,23 @@ fn expect(field: &RawField<'_>, expected: WireType, place: Place) -> Result<(), 
     Err(DecodeError::Mismatch { record, field: name, found: field.wire_type, expected })
 }
 
-fn length(field: &RawField<'_>, place: Place, expected: &'static str) -> DecodeError {
+pub(crate) fn length(field: &RawField<'_>, place: Place, expected: &'static str) -> DecodeError {
     let found = field.bytes.len() as u64;
     DecodeError::Length { record: place.record, field: place.field, found, expected }
+}
+
+/// What a byte string of fixed length expects, in words.
+pub(crate) const FIXED: &str = "the fixed length of this field";
+
+pub(crate) fn unzigzag(value: u64) -> i64 {
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
+}
+
+pub(crate) fn words(field: &RawField<'_>, place: Place) -> Result<Vec<u64>, DecodeError> {
+    let (words, []) = field.bytes.as_chunks::<8>() else {
+        return Err(length(field, place, "a multiple of 8"));
+    };
+    Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
 macro_rules! unsigned {
@@ -115,7 +157,7 @@ impl Value for i64 {
     }
     fn get(field: &RawField<'_>, place: Place, _: &mut Skipped) -> Result<Self, DecodeError> {
         expect(field, WireType::Integer, place)?;
-        Ok((field.integer >> 1).cast_signed() ^ -(field.integer & 1).cast_signed())
+        Ok(unzigzag(field.integer))
     }
 }
 
@@ -152,7 +194,7 @@ impl<const N: usize> Value for [u8; N] {
     }
     fn get(field: &RawField<'_>, place: Place, _: &mut Skipped) -> Result<Self, DecodeError> {
         expect(field, WireType::Bytes, place)?;
-        field.bytes.try_into().map_err(|_| length(field, place, "the fixed length of this field"))
+        field.bytes.try_into().map_err(|_| length(field, place, FIXED))
     }
 }
 
@@ -176,10 +218,7 @@ impl Value for Vec<u64> {
     }
     fn get(field: &RawField<'_>, place: Place, _: &mut Skipped) -> Result<Self, DecodeError> {
         expect(field, WireType::Bytes, place)?;
-        let (words, []) = field.bytes.as_chunks::<8>() else {
-            return Err(length(field, place, "a multiple of 8"));
-        };
-        Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+        words(field, place)
     }
 }
 

@@ -111,22 +111,59 @@ impl<'a> Reader<'a> {
         Self { left: bytes }
     }
 
+    /// Bytes not read yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.left
+    }
+
     /// The next field; `None` at the end.
     pub fn field(&mut self) -> Result<Option<RawField<'a>>, DecodeError> {
         if self.left.is_empty() {
             return Ok(None);
         }
+        let mut field = self.head()?;
+        match field.wire_type {
+            WireType::Integer => field.integer = self.leb128()?,
+            WireType::Bytes | WireType::Record => field.bytes = self.sized()?,
+        }
+        Ok(Some(field))
+    }
+
+    /// As [`Self::field`], but a value that is cut off comes as far as it goes, with the reason why it ends there.
+    pub(crate) fn field_or_part(
+        &mut self,
+    ) -> Result<Option<(RawField<'a>, Option<DecodeError>)>, DecodeError> {
+        if self.left.is_empty() {
+            return Ok(None);
+        }
+        let mut field = self.head()?;
+        let mut cut = None;
+        if field.wire_type == WireType::Integer {
+            field.integer = self.leb128()?;
+        } else {
+            let behind_length = self.left.get(4..).unwrap_or_default();
+            match self.sized() {
+                Ok(bytes) => field.bytes = bytes,
+                Err(error) => {
+                    (field.bytes, self.left) = (behind_length, &[]);
+                    cut = Some(error);
+                }
+            }
+        }
+        Ok(Some((field, cut)))
+    }
+
+    fn head(&mut self) -> Result<RawField<'a>, DecodeError> {
         let tag = self.leb128()?;
         let number = u32::try_from((tag >> NUMBER_SHIFT).min(NUMBER_MAX + 1)).unwrap_or(0);
         let optional = tag & OPTIONAL_BIT != 0;
-        let mut field = RawField { number, optional, wire_type: WireType::Integer, integer: 0, bytes: &[] };
-        match tag & WIRE_TYPE_MASK {
-            0 => field.integer = self.leb128()?,
-            1 => (field.wire_type, field.bytes) = (WireType::Bytes, self.sized()?),
-            2 => (field.wire_type, field.bytes) = (WireType::Record, self.sized()?),
+        let wire_type = match tag & WIRE_TYPE_MASK {
+            0 => WireType::Integer,
+            1 => WireType::Bytes,
+            2 => WireType::Record,
             _ => return Err(DecodeError::WireType { number, wire_type: 3 }),
-        }
-        Ok(Some(field))
+        };
+        Ok(RawField { number, optional, wire_type, integer: 0, bytes: &[] })
     }
 
     fn leb128(&mut self) -> Result<u64, DecodeError> {
