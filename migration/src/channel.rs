@@ -57,6 +57,7 @@ impl Route {
         let transport = match uri {
             Uri::Tcp { .. } => "tcp",
             Uri::Unix { .. } => "unix",
+            Uri::File { .. } => "file",
         };
         Self { transport, uri: Some(uri.to_string()), peer_address: None }
     }

@@ -12,6 +12,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::channel::Uri;
+
 /// The parameters of one migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
@@ -21,6 +23,10 @@ pub struct Parameters {
     pub downtime_limit_ms: u64,
     /// Longest time from the start to the stop of the guest; 0: no limit.
     pub max_total_time_ms: u64,
+    /// Files: threads that write.
+    pub file_threads: u64,
+    /// Files: write past the host's page cache.
+    pub direct_io: bool,
     /// What is switched on.
     pub capabilities: Capabilities,
 }
@@ -30,7 +36,7 @@ pub struct Parameters {
 pub struct Parameter {
     /// Name in QMP and on the command line.
     pub name: &'static str,
-    /// Unit of the value.
+    /// Unit of the value; [`SWITCH`]: it is on (1) or off (0).
     pub unit: &'static str,
     /// Legal values.
     pub range: RangeInclusive<u64>,
@@ -40,9 +46,14 @@ pub struct Parameter {
     pub default: u64,
     /// What it does, in one sentence.
     pub meaning: &'static str,
+    /// Only for a guest that is saved into a file, and fixed once that has begun.
+    pub files_only: bool,
     get: fn(&Parameters) -> u64,
     set: fn(&mut Parameters, u64),
 }
+
+/// Unit of a parameter that is true or false in QMP, on or off on the command line.
+pub const SWITCH: &str = "switch";
 
 /// All parameters.
 pub const PARAMETERS: &[Parameter] = &[
@@ -53,6 +64,7 @@ pub const PARAMETERS: &[Parameter] = &[
         zero: Some("unlimited"),
         default: 0,
         meaning: "Most bytes a second that are sent while the guest runs; not applied while it is stopped.",
+        files_only: false,
         get: |p| p.max_bandwidth_bytes_per_s,
         set: |p, value| p.max_bandwidth_bytes_per_s = value,
     },
@@ -63,6 +75,7 @@ pub const PARAMETERS: &[Parameter] = &[
         zero: None,
         default: 300,
         meaning: "Longest stop of the guest that is accepted: it is stopped when the rest fits into this.",
+        files_only: false,
         get: |p| p.downtime_limit_ms,
         set: |p, value| p.downtime_limit_ms = value,
     },
@@ -73,8 +86,31 @@ pub const PARAMETERS: &[Parameter] = &[
         zero: Some("none"),
         default: 0,
         meaning: "Longest time before the guest is stopped; then the migration fails and the guest runs on.",
+        files_only: false,
         get: |p| p.max_total_time_ms,
         set: |p, value| p.max_total_time_ms = value,
+    },
+    Parameter {
+        name: "file-threads",
+        unit: "threads",
+        range: 1..=16,
+        zero: None,
+        default: 2,
+        meaning: "Files: threads that write.",
+        files_only: true,
+        get: |p| p.file_threads,
+        set: |p, value| p.file_threads = value,
+    },
+    Parameter {
+        name: "direct-io",
+        unit: SWITCH,
+        range: 0..=1,
+        zero: None,
+        default: 0,
+        meaning: "Files: write memory past the host's page cache (O_DIRECT).",
+        files_only: true,
+        get: |p| p.direct_io.into(),
+        set: |p, value| p.direct_io = value != 0,
     },
 ];
 
@@ -85,6 +121,8 @@ pub struct Capabilities {
     pub events: bool,
     /// A guest that is saved to a file goes on as soon as all of it has been read.
     pub keep_running: bool,
+    /// Prove at the switch that the destination has what the source had.
+    pub verify: bool,
 }
 
 /// One row of the table of capabilities.
@@ -96,6 +134,8 @@ pub struct Capability {
     pub default: bool,
     /// What it does, in one sentence.
     pub meaning: &'static str,
+    /// Only for a guest that is saved into a file.
+    pub files_only: bool,
     get: fn(&Capabilities) -> bool,
     set: fn(&mut Capabilities, bool),
 }
@@ -106,6 +146,7 @@ pub const CAPABILITIES: &[Capability] = &[
         name: "events",
         default: true,
         meaning: "Emit MIGRATION at each change of status and MIGRATION_PASS at each pass.",
+        files_only: false,
         get: |c| c.events,
         set: |c, value| c.events = value,
     },
@@ -113,8 +154,17 @@ pub const CAPABILITIES: &[Capability] = &[
         name: "keep-running",
         default: false,
         meaning: "Files: let the guest go on as soon as it is saved; without it, it stays here, stopped.",
+        files_only: true,
         get: |c| c.keep_running,
         set: |c, value| c.keep_running = value,
+    },
+    Capability {
+        name: "verify",
+        default: true,
+        meaning: "Source: hash all memory and state on both sides, and compare before the guest is handed over.",
+        files_only: false,
+        get: |c| c.verify,
+        set: |c, value| c.verify = value,
     },
 ];
 
@@ -167,6 +217,28 @@ pub enum ConfigError {
         /// Parameter.
         name: &'static str,
     },
+    /// A parameter or capability of a save, given to a migration to a peer.
+    #[error("{name} is for saving into a file (file:PATH), and this guest goes to {uri}: leave it out")]
+    FilesOnly {
+        /// Parameter or capability.
+        name: &'static str,
+        /// Where the guest is to go.
+        uri: String,
+    },
+    /// A parameter that can't change any more.
+    #[error("migration parameter {name} is fixed once a save has begun: give it to `migrate`")]
+    Fixed {
+        /// Parameter.
+        name: &'static str,
+    },
+    /// A value that is neither true nor false.
+    #[error("migration parameter {name}: {found} is neither true nor false")]
+    NotASwitch {
+        /// Parameter.
+        name: &'static str,
+        /// The value given.
+        found: String,
+    },
     /// A capability list of another shape.
     #[error("capabilities: {found} is not a list of {{\"capability\": NAME, \"state\": true or false}}")]
     CapabilityShape {
@@ -177,7 +249,7 @@ pub enum ConfigError {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        let mut all = Self { events: false, keep_running: false };
+        let mut all = Self { events: false, keep_running: false, verify: false };
         CAPABILITIES.iter().for_each(|row| (row.set)(&mut all, row.default));
         all
     }
@@ -186,8 +258,14 @@ impl Default for Capabilities {
 impl Default for Parameters {
     fn default() -> Self {
         let capabilities = Capabilities::default();
-        let mut all =
-            Self { max_bandwidth_bytes_per_s: 0, downtime_limit_ms: 0, max_total_time_ms: 0, capabilities };
+        let mut all = Self {
+            max_bandwidth_bytes_per_s: 0,
+            downtime_limit_ms: 0,
+            max_total_time_ms: 0,
+            file_threads: 0,
+            direct_io: false,
+            capabilities,
+        };
         PARAMETERS.iter().for_each(|row| (row.set)(&mut all, row.default));
         all
     }
@@ -204,8 +282,35 @@ impl Parameter {
 
     /// The legal values, for people: `0 (unlimited) or 262144 to 1125899906842624`.
     pub fn legal(&self) -> String {
+        if self.unit == SWITCH {
+            return "on or off".to_owned();
+        }
         let range = format!("{} to {}", self.range.start(), self.range.end());
         self.zero.map_or(range.clone(), |zero| format!("0 ({zero}) or {range}"))
+    }
+
+    /// The number that a value of QMP means.
+    fn number(&self, value: &Value) -> Result<u64, ConfigError> {
+        let (name, found) = (self.name, value.to_string());
+        if self.unit == SWITCH {
+            return value.as_bool().map(u64::from).ok_or(ConfigError::NotASwitch { name, found });
+        }
+        let (unit, legal) = (self.unit, self.legal());
+        value.as_u64().ok_or(ConfigError::NotANumber { name, found, unit, legal })
+    }
+
+    /// A value, for people.
+    pub fn shown(&self, value: u64) -> String {
+        match (self.unit, value) {
+            (SWITCH, 0) => "off".to_owned(),
+            (SWITCH, _) => "on".to_owned(),
+            _ => value.to_string(),
+        }
+    }
+
+    fn value(&self, of: &Parameters) -> Value {
+        let number = (self.get)(of);
+        if self.unit == SWITCH { (number != 0).into() } else { number.into() }
     }
 
     fn check(&self, found: u64) -> Result<u64, ConfigError> {
@@ -244,13 +349,7 @@ impl Parameters {
                 continue;
             }
             let row = Parameter::named(name)?;
-            let number = value.as_u64().ok_or_else(|| ConfigError::NotANumber {
-                name: row.name,
-                found: value.to_string(),
-                unit: row.unit,
-                legal: row.legal(),
-            })?;
-            merged.set(name, number)?;
+            merged.set(name, row.number(value)?)?;
         }
         Ok(merged)
     }
@@ -263,9 +362,21 @@ impl Parameters {
         self.merged(changes)
     }
 
+    /// Refuses what only a save into a file has, for a guest that goes to a peer.
+    pub fn check_for(&self, uri: &Uri) -> Result<(), ConfigError> {
+        if let Uri::File { .. } = uri {
+            return Ok(());
+        }
+        let changed = PARAMETERS.iter().filter(|row| row.files_only && (row.get)(self) != row.default);
+        let on =
+            CAPABILITIES.iter().filter(|row| row.files_only && (row.get)(&self.capabilities) != row.default);
+        let name = changed.map(|row| row.name).chain(on.map(|row| row.name)).next();
+        name.map_or(Ok(()), |name| Err(ConfigError::FilesOnly { name, uri: uri.to_string() }))
+    }
+
     /// The answer to `query-migrate-parameters`.
     pub fn to_json(&self) -> Map<String, Value> {
-        PARAMETERS.iter().map(|row| (row.name.to_owned(), Value::from((row.get)(self)))).collect()
+        PARAMETERS.iter().map(|row| (row.name.to_owned(), row.value(self))).collect()
     }
 }
 
@@ -313,6 +424,10 @@ impl LiveParameters {
 
     /// Sets the members of `changes`, as [`Parameters::merged`]; the migration obeys within 100 ms.
     pub fn merge(&self, changes: &Map<String, Value>) -> Result<Parameters, ConfigError> {
+        let fixed = PARAMETERS.iter().find(|row| row.files_only && changes.contains_key(row.name));
+        if let Some(row) = fixed {
+            return Err(ConfigError::Fixed { name: row.name });
+        }
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         *now = now.merged(changes)?;
         Ok(*now)
@@ -323,8 +438,9 @@ impl LiveParameters {
 pub fn tables_markdown() -> String {
     let mut out = String::from("| parameter | unit | legal | default | meaning |\n|---|---|---|---|---|\n");
     for row in PARAMETERS {
-        let Parameter { name, unit, default, meaning, .. } = row;
-        let _ = writeln!(out, "| `{name}` | {unit} | {} | {default} | {meaning} |", row.legal());
+        let Parameter { name, unit, meaning, .. } = row;
+        let _ =
+            writeln!(out, "| `{name}` | {unit} | {} | {} | {meaning} |", row.legal(), row.shown(row.default));
     }
     out.push_str("\n| capability | default | meaning |\n|---|---|---|\n");
     for Capability { name, default, meaning, .. } in CAPABILITIES {
@@ -346,8 +462,9 @@ mod tests {
         for row in PARAMETERS {
             row.check(row.default).unwrap();
             let mut changed = Parameters::default();
-            changed.set(row.name, 300_000).unwrap();
-            assert_eq!((row.get)(&changed), 300_000);
+            let other = if row.range.contains(&300_000) { 300_000 } else { 1 };
+            changed.set(row.name, other).unwrap();
+            assert_eq!((row.get)(&changed), other);
             let others = PARAMETERS.iter().filter(|other| (other.get)(&changed) != other.default);
             assert_eq!(others.count(), 1, "{} changes more than itself", row.name);
         }
@@ -380,7 +497,7 @@ mod tests {
     fn a_destination_refuses_what_only_a_source_uses() {
         let defaults = Parameters::default();
         for row in PARAMETERS {
-            let changes = object(&format!(r#"{{"{}": {}}}"#, row.name, row.default));
+            let changes = object(&format!(r#"{{"{}": {}}}"#, row.name, row.value(&defaults)));
             let error = defaults.merged_at_destination(&changes).unwrap_err().to_string();
             assert_eq!(
                 error,
@@ -391,6 +508,27 @@ mod tests {
         assert!(matches!(unknown, ConfigError::UnknownParameter { .. }));
         let quiet = object(r#"{"capabilities": [{"capability": "events", "state": false}]}"#);
         assert!(!defaults.merged_at_destination(&quiet).unwrap().capabilities.events);
+    }
+
+    #[test]
+    fn what_a_file_has_is_refused_for_a_peer_and_while_it_is_made() {
+        let (peer, file): (Uri, Uri) = ("tcp:b:1".parse().unwrap(), "file:/b".parse().unwrap());
+        for changes in [
+            r#"{"file-threads": 7}"#,
+            r#"{"direct-io": true}"#,
+            r#"{"capabilities": [{"capability": "keep-running", "state": true}]}"#,
+        ] {
+            let changed = Parameters::default().merged(&object(changes)).unwrap();
+            let error = changed.check_for(&peer).unwrap_err().to_string();
+            assert!(error.contains("(file:PATH), and this guest goes to tcp:b:1"), "{error}");
+            changed.check_for(&file).unwrap();
+        }
+        Parameters::default().check_for(&peer).unwrap();
+        let error = LiveParameters::default().merge(&object(r#"{"file-threads": 1}"#)).unwrap_err();
+        assert_eq!(error, ConfigError::Fixed { name: "file-threads" });
+        let wrong = Parameters::default().merged(&object(r#"{"direct-io": 1}"#)).unwrap_err().to_string();
+        assert!(wrong.contains("direct-io: 1 is neither true nor false"), "{wrong}");
+        assert_eq!(Parameters::default().to_json()["direct-io"], false);
     }
 
     #[test]

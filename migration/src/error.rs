@@ -8,6 +8,7 @@ use serde::Serialize;
 use tern_schema::{DecodeError, StateError};
 use thiserror::Error;
 
+use crate::snapshot::{SaveError, SnapshotError};
 use crate::vm::VmError;
 
 /// Who is to blame.
@@ -76,6 +77,26 @@ pub enum MigrationError {
         /// The peer's words.
         text: String,
     },
+    /// The guest could not be saved into a file.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// What arrived is not what was sent.
+    #[error(
+        "the {what} that has arrived is not the source's: its proof is {source_proof:#018x} at the source and \
+         {destination_proof:#018x} at the destination; bytes were damaged on the way or in a host's memory: try \
+         again, and over another link or host if it comes again"
+    )]
+    Proof {
+        /// `memory` or `state`.
+        what: &'static str,
+        /// The source's hash.
+        source_proof: u64,
+        /// The destination's.
+        destination_proof: u64,
+    },
+    /// The file that the guest is in can't be read, or is not what was saved.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The machine on this side failed.
     #[error("{action} failed")]
     Vm {
@@ -276,9 +297,9 @@ impl MigrationError {
         match self {
             Self::Refused { .. } | Self::Version { .. } => Blame::Incompatible,
             Self::Protocol(_) => Blame::Protocol,
-            Self::Link(_) => Blame::Link,
+            Self::Link(_) | Self::Proof { .. } => Blame::Link,
             Self::Peer { .. } => Blame::Peer,
-            Self::Vm { .. } | Self::Memory { .. } | Self::Resume { .. } => Blame::Local,
+            Self::Save(_) | Self::Snapshot(_) | Self::Vm { .. } | Self::Memory { .. } | Self::Resume { .. } => Blame::Local,
             Self::NotConverging { .. } => Blame::Limit,
             Self::Cancelled => Blame::Cancelled,
         }
@@ -291,7 +312,10 @@ impl MigrationError {
             Self::Version { .. } => "protocol-version",
             Self::Protocol(error) => error.code(),
             Self::Link(error) => error.code(),
+            Self::Save(error) => error.code(),
+            Self::Snapshot(error) => error.code(),
             Self::Peer { .. } => "peer-gave-up",
+            Self::Proof { .. } => "proof",
             Self::Vm { .. } => "vm",
             Self::Memory { .. } => "guest-memory",
             Self::Resume { .. } => "resume",

@@ -9,7 +9,7 @@ mod receive;
 mod send;
 mod zero;
 
-pub(crate) use batch::{BATCH_PAGES_MAX, Batch, RECORD_BYTES};
+pub(crate) use batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
 pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, Encoding, EncodingInfo};
 pub(crate) use guest::RamView;
 pub(crate) use receive::PageReceiver;

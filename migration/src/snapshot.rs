@@ -12,11 +12,16 @@ mod cursor;
 mod error;
 mod head;
 mod layout;
+mod ledger;
+mod medium;
 mod outline;
 mod reader;
 mod record;
+mod save;
+mod save_error;
 mod source;
 mod table;
+mod workers;
 
 pub use error::SnapshotError;
 pub use head::{Extent, FORMAT_VERSION, Head, MAGIC};
@@ -24,6 +29,8 @@ pub use layout::{Layout, RegionPlace};
 pub use outline::Outline;
 pub use reader::{Snapshot, SnapshotFile};
 pub use record::{Description, Index};
+pub(crate) use save::SaveFile;
+pub use save_error::SaveError;
 pub use source::ReadAt;
 pub use table::PageEntry;
 

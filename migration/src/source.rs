@@ -29,6 +29,7 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::policy::link::LinkMeter;
 use crate::ram::RamView;
+use crate::snapshot::SaveFile;
 use crate::stats::{ErrorReport, Report, Round, Side, Status};
 use crate::vm::{PAGE_BYTES, SourceVm, VmError};
 
@@ -75,7 +76,7 @@ pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control:
     report.set_route(Route::new(uri));
     report.set_parameters(&live.get());
     control.announce(report.clone(), Status::Setup, None);
-    let error = match open(uri, control) {
+    let error = match open(uri, live, control) {
         Ok((carrier, route)) => return carry(vm, carrier, route, live, control),
         Err(error) => error,
     };
@@ -87,7 +88,14 @@ pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control:
 }
 
 /// The other end.
-fn open<'a>(uri: &Uri, control: &'a Control) -> Result<(Box<dyn Carrier + 'a>, Route), MigrationError> {
+fn open<'a>(
+    uri: &Uri,
+    live: &LiveParameters,
+    control: &'a Control,
+) -> Result<(Box<dyn Carrier + 'a>, Route), MigrationError> {
+    if let Uri::File { path } = uri {
+        return Ok((Box::new(SaveFile::create(path, &live.get(), control)?), Route::new(uri)));
+    }
     let connection = channel::connect(uri, control)?;
     let route = connection.route.clone();
     Ok((Box::new(Link::new(connection, control)), route))
@@ -106,7 +114,7 @@ pub fn migrate<V: SourceVm>(
 }
 
 /// All phases.
-fn carry<'a, V: SourceVm>(
+pub(crate) fn carry<'a, V: SourceVm>(
     vm: V,
     carrier: Box<dyn Carrier + 'a>,
     route: Route,

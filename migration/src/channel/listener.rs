@@ -43,12 +43,18 @@ pub fn connect(uri: &Uri, control: &Control) -> Result<Connection, MigrationErro
 fn addresses(uri: &Uri) -> io::Result<Vec<(Domain, SockAddr)>> {
     match uri {
         Uri::Unix { path } => Ok(vec![(Domain::UNIX, SockAddr::unix(path)?)]),
+        Uri::File { .. } => Err(not_a_peer()),
         Uri::Tcp { host, port } => {
             let host = if host.is_empty() { "0.0.0.0" } else { host };
             let found = (host, *port).to_socket_addrs()?;
             Ok(found.map(|address: SocketAddr| (Domain::for_address(address), address.into())).collect())
         }
     }
+}
+
+fn not_a_peer() -> io::Error {
+    let text = "nobody waits in a file; start a guest from one with `tern restore`";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 fn connect_to(domain: Domain, address: &SockAddr, control: &Control) -> io::Result<Option<socket2::Socket>> {
@@ -191,6 +197,7 @@ fn listen(uri: &Uri, domain: Domain, address: &SockAddr) -> io::Result<Listener>
             listener.socket.bind(address)?;
             listener.unlink = Some(path.clone());
         }
+        Uri::File { .. } => return Err(not_a_peer()),
     }
     listener.socket.listen(LISTEN_BACKLOG)?;
     Ok(listener)

@@ -1,4 +1,4 @@
-//! Where a peer is: `tcp:HOST:PORT`, `tcp:[IPV6]:PORT` or `unix:PATH`.
+//! Where a guest goes or comes from: `tcp:HOST:PORT`, `tcp:[IPV6]:PORT`, `unix:PATH` or `file:PATH`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// An address of a peer.
+/// An address of a peer, or a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Uri {
     /// TCP.
@@ -21,11 +21,16 @@ pub enum Uri {
         /// Its path.
         path: PathBuf,
     },
+    /// A file to save into: see [`crate::snapshot`].
+    File {
+        /// Its path.
+        path: PathBuf,
+    },
 }
 
 /// A text that is no address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("\"{text}\": {problem}; legal forms: tcp:HOST:PORT, tcp:[IPV6]:PORT, unix:PATH")]
+#[error("\"{text}\": {problem}; legal forms: tcp:HOST:PORT, tcp:[IPV6]:PORT, unix:PATH, file:PATH")]
 pub struct UriError {
     /// The text.
     pub text: String,
@@ -47,12 +52,13 @@ impl FromStr for Uri {
 fn parse(text: &str) -> Result<Uri, &'static str> {
     match text.split_once(':') {
         Some(("tcp", rest)) => parse_tcp(rest),
-        Some(("unix", "")) => Err("the path is missing"),
+        Some(("unix" | "file", "")) => Err("the path is missing"),
         Some(("unix", path)) if path.len() > UNIX_PATH_MAX_BYTES => {
             Err("the path is longer than 107 bytes, the most that a unix socket can have")
         }
-        Some(("unix", path)) if path.contains('\0') => Err("the path contains a zero byte"),
+        Some(("unix" | "file", path)) if path.contains('\0') => Err("the path contains a zero byte"),
         Some(("unix", path)) => Ok(Uri::Unix { path: PathBuf::from(path) }),
+        Some(("file", path)) => Ok(Uri::File { path: PathBuf::from(path) }),
         Some(_) => Err("the transport is not known"),
         None => Err("the transport is missing"),
     }
@@ -79,6 +85,7 @@ impl fmt::Display for Uri {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::Unix { path } => write!(f, "unix:{}", path.display()),
+            Self::File { path } => write!(f, "file:{}", path.display()),
         }
     }
 }
@@ -90,7 +97,9 @@ mod tests {
 
     #[test]
     fn legal_forms_come_back_as_they_are() {
-        for text in ["tcp:host:1", "tcp:[::1]:65535", "tcp:10.0.0.1:4444", "unix:/run/a:b", "tcp::0"] {
+        for text in
+            ["tcp:host:1", "tcp:[::1]:65535", "tcp:10.0.0.1:4444", "unix:/run/a:b", "tcp::0", "file:a b"]
+        {
             assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
         }
     }
@@ -107,6 +116,7 @@ mod tests {
             "tcp:::1:5",
             "tcp:h:-1",
             "unix:",
+            "file:",
             "udp:h:1",
             "tcp:[::1]5",
         ];

@@ -1,0 +1,219 @@
+//! The file while it is written: `PATH.partial`, locked, until it gets its name.
+
+#![allow(
+    unsafe_code,
+    reason = "fallocate(2), sync_file_range(2) and fcntl's locks have no safe wrapper in std"
+)]
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::reader::other_kind;
+use super::save_error::SaveError;
+
+/// What a save needs of a file. Dropped before it was published, it is removed. A trait, so that a test can make
+/// each call fail.
+pub(crate) trait Medium: Send + Sync {
+    /// Writes pages: offset, address and length are multiples of 4096. With O_DIRECT, if that was asked for.
+    fn write_pages(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes anything else.
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes a range read as zeroes.
+    fn clear(&self, range: Range<u64>) -> io::Result<()>;
+    /// Gives the file this length.
+    fn set_length(&self, bytes: u64) -> io::Result<()>;
+    /// Brings a part of the file to the disk. Only to make [`Self::sync`] shorter: a failure shows there.
+    fn sync_part(&self, range: Range<u64>);
+    /// Brings all of the file to the disk.
+    fn sync(&self) -> io::Result<()>;
+    /// Gives the file its name, in place of an older one.
+    fn publish(&self) -> io::Result<()>;
+    /// Brings the name to the disk.
+    fn sync_folder(&self) -> io::Result<()>;
+}
+
+/// A file on a disk.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    file: File,
+    /// The same file, opened with O_DIRECT.
+    direct: Option<File>,
+    folder: File,
+    partial: PathBuf,
+    path: PathBuf,
+    published: AtomicBool,
+}
+
+impl Partial {
+    /// Opens and locks `PATH.partial`, and empties it: one that a killed process has left is taken over.
+    pub(crate) fn create(path: &Path, direct_io: bool) -> Result<Self, SaveError> {
+        let (path, partial, folder) = names(path)?;
+        let failed = |source| SaveError::create(&path, source);
+        match path.symlink_metadata() {
+            Ok(found) => {
+                if let Some(kind) = other_kind(found.file_type()) {
+                    return Err(SaveError::NotRegular { path, kind });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let folder = File::open(folder).map_err(failed)?;
+        let file = locked(&partial, &path)?;
+        let mut made = Self { file, direct: None, folder, partial, path, published: AtomicBool::new(false) };
+        if direct_io {
+            made.direct = Some(open_direct(&made.file, &made.path)?);
+        }
+        made.file.set_len(0).map_err(|source| SaveError::create(&made.path, source))?;
+        Ok(made)
+    }
+}
+
+/// The file's path, its name while it is written, and its folder.
+fn names(path: &Path) -> Result<(PathBuf, PathBuf, PathBuf), SaveError> {
+    let no_name = || SaveError::NoName { path: path.to_owned() };
+    let mut partial: OsString = path.file_name().ok_or_else(no_name)?.to_owned();
+    partial.push(".partial");
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((path.to_owned(), folder.join(partial), folder.to_owned()))
+}
+
+/// Opens `partial` and locks it for this process alone.
+fn locked(partial: &Path, path: &Path) -> Result<File, SaveError> {
+    let failed = |source| SaveError::create(path, source);
+    // Whoever held the lock before may have renamed or removed the file meanwhile: then it isn't ours.
+    loop {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
+        let file = match options.open(partial) {
+            Ok(file) => file,
+            Err(error) => {
+                let kind = partial.symlink_metadata().ok().and_then(|found| other_kind(found.file_type()));
+                let other = |kind| SaveError::NotRegular { path: partial.to_owned(), kind };
+                return Err(kind.map_or_else(|| failed(error), other));
+            }
+        };
+        let found = file.metadata().map_err(failed)?;
+        if let Some(kind) = other_kind(found.file_type()) {
+            return Err(SaveError::NotRegular { path: partial.to_owned(), kind });
+        }
+        match lock(&file) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                return Err(SaveError::Busy { path: path.to_owned() });
+            }
+            other => other.map_err(failed)?,
+        }
+        let same = |there: fs::Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
+        if partial.symlink_metadata().is_ok_and(same) {
+            return Ok(file);
+        }
+    }
+}
+
+/// An exclusive lock that belongs to the open file and ends with it (fcntl(2), "Open file description locks").
+fn lock(file: &File) -> io::Result<()> {
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads the structure, which lives through the call.
+    checked(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) })
+}
+
+fn open_direct(file: &File, path: &Path) -> Result<File, SaveError> {
+    // By its descriptor: it is the same file for certain.
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let opened = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_CLOEXEC).open(same);
+    opened.map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => SaveError::DirectIo { path: path.to_owned(), source },
+        _ => SaveError::create(path, source),
+    })
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl Partial {
+    /// For file systems that can't make holes.
+    pub(super) fn clear_by_writing(&self, range: Range<u64>) -> io::Result<()> {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let mut at = range.start;
+        while at < range.end {
+            let step = (range.end - at).min(ZEROES.len() as u64);
+            self.file.write_all_at(ZEROES.get(..step as usize).unwrap_or_default(), at)?;
+            at += step;
+        }
+        Ok(())
+    }
+}
+
+impl Medium for Partial {
+    fn write_pages(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.direct.as_ref().unwrap_or(&self.file).write_all_at(bytes, offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn clear(&self, range: Range<u64>) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let offset =
+            |at: u64| libc::off_t::try_from(at).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let (start, bytes) = (offset(range.start)?, offset(range.end.saturating_sub(range.start))?);
+        // SAFETY: fallocate takes integers and touches no memory of ours.
+        let punched = checked(unsafe { libc::fallocate(self.file.as_raw_fd(), mode, start, bytes) });
+        match punched {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.clear_by_writing(range),
+            other => other,
+        }
+    }
+
+    fn set_length(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    fn sync_part(&self, range: Range<u64>) {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let bytes = range.end.saturating_sub(range.start);
+        // SAFETY: sync_file_range takes integers and touches no memory of ours.
+        unsafe { libc::sync_file_range(self.file.as_raw_fd(), range.start as i64, bytes as i64, flags) };
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        fs::rename(&self.partial, &self.path)?;
+        self.published.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        self.folder.sync_all()
+    }
+}
+
+impl Drop for Partial {
+    /// Still locked, so it is this save's file that goes.
+    fn drop(&mut self) {
+        if !self.published.load(Ordering::Relaxed) {
+            // What can't be removed is taken over by the next save to this path.
+            let _ = fs::remove_file(&self.partial);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Saves a guest into a file: the engine's other way for a guest to go. A file never takes the right to run the
+//! guest, so whatever happens here, the guest is still the source's.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tern_schema::encode_record;
+
+use super::head::{DESCRIPTION_MAX_BYTES, DESCRIPTION_OFFSET};
+use super::ledger::Totals;
+use super::medium::{Medium, Partial};
+use super::save_error::SaveError;
+use super::workers::{Fault, Workers};
+use super::{Description, Extent, Head, Index, Layout, SnapshotError};
+use crate::config::Parameters;
+use crate::control::Control;
+use crate::error::MigrationError;
+use crate::ram::{Batch, proof};
+use crate::source::carrier::{Carrier, Proposal, Terms};
+use crate::stats::Report;
+use crate::wire::{Commit, RoundEnd};
+
+/// Blocks of a page table that are written at once.
+const BLOCKS_AT_ONCE: u64 = 256;
+/// Brought to the disk at once: a cancel is obeyed between two of them.
+const SYNC_BYTES: u64 = 32 << 20;
+
+/// A file that is being written.
+pub(crate) struct SaveFile<'a> {
+    control: &'a Control,
+    path: PathBuf,
+    threads: u64,
+    /// Until `agree`.
+    medium: Option<Box<dyn Medium>>,
+    /// From `agree` on.
+    open: Option<Open>,
+    written_bytes: u64,
+}
+
+/// What is known once the guest has described itself.
+struct Open {
+    workers: Workers,
+    description: Extent,
+    state: Vec<u8>,
+    running: bool,
+    saved_at_unix_ms: u64,
+}
+
+impl<'a> SaveFile<'a> {
+    /// Takes the path; nothing that is there already is touched.
+    pub(crate) fn create(
+        path: &Path,
+        parameters: &Parameters,
+        control: &'a Control,
+    ) -> Result<Self, MigrationError> {
+        let medium = Partial::create(path, parameters.direct_io)?;
+        Ok(Self::over(Box::new(medium), path, parameters, control))
+    }
+
+    pub(crate) fn over(
+        medium: Box<dyn Medium>,
+        path: &Path,
+        parameters: &Parameters,
+        control: &'a Control,
+    ) -> Self {
+        let (path, threads) = (path.to_owned(), parameters.file_threads);
+        Self { control, path, threads, medium: Some(medium), open: None, written_bytes: 0 }
+    }
+
+    fn failed(&self, (action, source): Fault) -> MigrationError {
+        let needed = self.open.as_ref().map_or(0, |open| open.workers.shared.layout.state_offset);
+        SaveError::write(action, &self.path, needed, source).into()
+    }
+
+    fn uncancelled(&self) -> Result<(), MigrationError> {
+        if self.control.cancel.is_cancelled() { Err(MigrationError::Cancelled) } else { Ok(()) }
+    }
+
+    fn opened(&self) -> Result<&Open, MigrationError> {
+        // The engine comes to terms before anything else.
+        self.open.as_ref().ok_or_else(|| SaveError::NoName { path: self.path.clone() }.into())
+    }
+
+    fn medium(&self) -> Result<&dyn Medium, MigrationError> {
+        Ok(&*self.opened()?.workers.shared.medium)
+    }
+
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<(), MigrationError> {
+        let written = self.medium()?.write(bytes, offset);
+        written.map_err(|error| self.failed(("writing", error)))?;
+        self.written_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the page tables; returns what they come to.
+    fn put_tables(&mut self) -> Result<Totals, MigrationError> {
+        let mut totals = Totals::default();
+        let places = self.opened()?.workers.shared.layout.regions.clone();
+        for (region, place) in (0u16..).zip(&places) {
+            for first in (0..place.blocks()).step_by(BLOCKS_AT_ONCE as usize) {
+                self.uncancelled()?;
+                let blocks = first..place.blocks().min(first + BLOCKS_AT_ONCE);
+                let mut bytes = Vec::new();
+                let ledger = self.opened()?.workers.shared.ledger();
+                ledger.encode(region, place.pages, blocks, &mut totals, &mut bytes);
+                drop(ledger);
+                self.put(&bytes, place.block_offset(first))?;
+            }
+        }
+        Ok(totals)
+    }
+
+    /// State, index and, last, the head that makes it a whole file. Returns its length.
+    fn put_end(&mut self, totals: Totals) -> Result<u64, MigrationError> {
+        let Open { workers, description, state, running, saved_at_unix_ms } = self.opened()?;
+        let (state, description) = (state.clone(), *description);
+        let state_offset = workers.shared.layout.state_offset;
+        let index = encode_record(&Index {
+            running: *running,
+            saved_at_unix_ms: *saved_at_unix_ms,
+            state_bytes: u32::try_from(state.len()).unwrap_or(u32::MAX),
+            state_hash: proof::state_hash(&state),
+            ram_hash: totals.ram_hash,
+            encodings: totals.encodings,
+            pages_stored: Some(totals.pages_stored),
+        });
+        let index_place = Extent::of(state_offset + state.len() as u64, &index);
+        let file_bytes = index_place.offset + index.len() as u64;
+        self.put(&state, state_offset)?;
+        self.put(&index, index_place.offset)?;
+        self.put(&Head { description, index: Some(index_place), file_bytes }.bytes(), 0)?;
+        Ok(file_bytes)
+    }
+
+    /// Piece by piece, since one whole sync can't be cancelled.
+    fn sync(&self, file_bytes: u64) -> Result<(), MigrationError> {
+        let medium = self.medium()?;
+        for start in (0..file_bytes).step_by(SYNC_BYTES as usize) {
+            self.uncancelled()?;
+            medium.sync_part(start..file_bytes.min(start + SYNC_BYTES));
+        }
+        medium.sync().map_err(|error| self.failed(("syncing", error)))
+    }
+}
+
+impl Carrier for SaveFile<'_> {
+    fn gives_away(&self) -> bool {
+        false
+    }
+
+    fn agree(&mut self, proposal: Proposal<'_>, _: &mut Report) -> Result<Terms, MigrationError> {
+        let Proposal { offer, configuration, ram } = proposal;
+        let description = Description { facts: offer.facts, configuration, page_bytes: offer.page_bytes };
+        let format = |source| SaveError::Format { path: self.path.clone(), source };
+        let layout = Layout::of(&description.facts.memory).map_err(format)?;
+        let bytes = encode_record(&description);
+        if bytes.len() as u64 > DESCRIPTION_MAX_BYTES {
+            let (part, field) = ("description", "length");
+            let (found, max) = (bytes.len() as u64, DESCRIPTION_MAX_BYTES);
+            return Err(format(SnapshotError::Limit { part, field, found, max }).into());
+        }
+        let Some(medium) = self.medium.take() else { return Err(MigrationError::Cancelled) };
+        let length = layout.state_offset;
+        let workers = Workers::start(medium, layout, ram.clone(), self.threads)
+            .map_err(|source| SaveError::Thread { path: self.path.clone(), source })?;
+        let description = Extent::of(DESCRIPTION_OFFSET, &bytes);
+        self.open =
+            Some(Open { workers, description, state: Vec::new(), running: false, saved_at_unix_ms: 0 });
+        let sized = self.medium()?.set_length(length);
+        sized.map_err(|error| self.failed(("sizing", error)))?;
+        self.put(&bytes, DESCRIPTION_OFFSET)?;
+        self.put(&Head { description, index: None, file_bytes: 0 }.bytes(), 0)?;
+        Ok(Terms::default())
+    }
+
+    fn hear(&mut self) -> Result<(), MigrationError> {
+        self.uncancelled()
+    }
+
+    fn pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError> {
+        self.uncancelled()?;
+        let put = self.opened()?.workers.put(batch.records.to_vec());
+        put.map_err(|fault| self.failed(fault))
+    }
+
+    fn end_round(&mut self, _: &RoundEnd) -> Result<(), MigrationError> {
+        let waited = self.opened()?.workers.wait();
+        waited.map_err(|fault| self.failed(fault))?;
+        self.uncancelled()
+    }
+
+    fn state(&mut self, state: &[u8], running: bool) -> Result<u64, MigrationError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if let Some(open) = &mut self.open {
+            open.state = state.to_vec();
+            open.running = running;
+            open.saved_at_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        }
+        self.uncancelled().map(|()| 0)
+    }
+
+    fn settle(&mut self) -> Result<(), MigrationError> {
+        let totals = self.put_tables()?;
+        let file_bytes = self.put_end(totals)?;
+        self.sync(file_bytes)
+    }
+
+    fn commit(&mut self, _: &Commit) -> Result<u64, MigrationError> {
+        self.medium()?.publish().map_err(|error| self.failed(("naming", error)))?;
+        // From here on there is no partial file to remove.
+        let Some(open) = self.open.take() else { return Ok(0) };
+        let synced = open.workers.shared.medium.sync_folder();
+        synced.map_err(|error| self.failed(("syncing the folder of", error)))?;
+        Ok(0)
+    }
+
+    fn message_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    fn abandon(&mut self, _: &MigrationError) {
+        // Dropping the file removes it.
+        (self.open, self.medium) = (None, None);
+    }
+}
+
+#[cfg(test)]
+mod tests;

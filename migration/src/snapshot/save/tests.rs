@@ -1,0 +1,371 @@
+//! Whole saves of the fake guest: what is in the file is what the guest had, and whatever fails, it goes on.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::super::SnapshotFile;
+use super::*;
+use crate::channel::{Route, Uri};
+use crate::config::LiveParameters;
+use crate::control::{Observer, Unobserved};
+use crate::fake::{Call, FakeGuest, FakeV1, FakeVm, LogMode, Options, SOURCE_CALLS};
+use crate::source::{self, Outcome, SourceEnd};
+use crate::stats::{Side, Status};
+use crate::vm::PAGE_BYTES;
+
+const KEEP_RUNNING: &str = r#"{"capabilities": [{"capability": "keep-running", "state": true}]}"#;
+
+fn control() -> Arc<Control> {
+    Control::new(Side::Source, Box::new(Unobserved)).unwrap()
+}
+
+fn live(changes: &str) -> LiveParameters {
+    LiveParameters::new(Parameters::default().merged(&serde_json::from_str(changes).unwrap()).unwrap())
+}
+
+fn save(vm: FakeVm, path: &Path, changes: &str) -> SourceEnd<FakeVm> {
+    source::migrate_to(vm, &Uri::File { path: path.to_owned() }, &live(changes), &control())
+}
+
+/// The file has exactly the guest's memory and state, both for a reader and for who maps it.
+fn assert_holds(path: &Path, vm: &FakeVm) {
+    let snapshot = SnapshotFile::open(path).unwrap();
+    let raw = File::open(path).unwrap();
+    for (region, place) in snapshot.layout().regions.clone().iter().enumerate() {
+        for page in 0..place.pages {
+            let (mut read, mut mapped) = ([1; 4096], [1; 4096]);
+            snapshot.read_page(region, page, &mut read).unwrap();
+            raw.read_exact_at(&mut mapped, place.page_offset(page)).unwrap();
+            assert!(read[..] == vm.page(region, page) && read == mapped, "region {region} page {page}");
+        }
+    }
+    snapshot.verify_tables().unwrap();
+    assert_eq!(snapshot.state().unwrap().take::<FakeV1>(0).unwrap().writes, vm.writes());
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_busy_guest_is_saved_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    for log in
+        [LogMode::Plain, LogMode::Manual { initially_set: true }, LogMode::Manual { initially_set: false }]
+    {
+        for threads in [1, 4] {
+            let options =
+                Options { log, region_pages: vec![700, 3000], working_set_pages: 900, ..Options::default() };
+            let mut vm = FakeVm::booted(options).unwrap();
+            vm.start_writer();
+            let end = save(vm, &path, &format!(r#"{{"file-threads": {threads}}}"#));
+            assert!(matches!(end.outcome, Outcome::Saved { resumed: false }), "{:?}", end.outcome);
+            assert!(!end.vm.is_running());
+            assert_holds(&path, &end.vm);
+            assert!(SnapshotFile::open(&path).unwrap().index().running);
+            assert_eq!((files(folder.path()), end.vm.calls(Call::DirtyLogStop)), (vec!["vm".to_owned()], 1));
+        }
+    }
+}
+
+#[test]
+fn a_guest_may_go_on_and_a_paused_one_stays_paused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    for running in [true, false] {
+        let mut vm = FakeVm::booted(Options::default()).unwrap();
+        vm.set_running(running);
+        let end = save(vm, &path, KEEP_RUNNING);
+        assert!(matches!(end.outcome, Outcome::Saved { resumed: true }), "{:?}", end.outcome);
+        assert_eq!(end.vm.is_running(), running);
+        assert_eq!(SnapshotFile::open(&path).unwrap().index().running, running);
+        if !running {
+            assert_holds(&path, &end.vm);
+        }
+    }
+}
+
+#[test]
+fn memory_goes_past_the_page_cache_or_the_save_says_why_not() {
+    for folder in [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()] {
+        let path = folder.path().join("vm");
+        let options = Options { region_pages: vec![70, 900], ..Options::default() };
+        let end = save(FakeVm::booted(options).unwrap(), &path, r#"{"direct-io": true}"#);
+        match end.outcome {
+            Outcome::Saved { .. } => assert_holds(&path, &end.vm),
+            Outcome::Failed(error) => {
+                assert_eq!(error.code(), "direct-io");
+                assert!(error.text().contains("leave out direct-io") && files(folder.path()).is_empty());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The guest makes pages zero that an earlier round has stored.
+struct Zeroing(FakeGuest);
+
+impl Observer for Zeroing {
+    /// Told just before the guest is stopped.
+    fn status(&self, status: Status) {
+        if status == Status::Device {
+            [0, 3, 6, 7, 8].into_iter().for_each(|page| assert!(self.0.zero_page(1, page)));
+        }
+    }
+    fn pass(&self, _: u32) {}
+}
+
+#[test]
+fn a_page_that_turns_zero_again_is_zero_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for holes in [true, false] {
+        let path = folder.path().join("vm");
+        let options =
+            Options { touched_every: 1, writes_per_call: 1, working_set_pages: 60, ..Options::default() };
+        let vm = FakeVm::booted(options).unwrap();
+        let control = Control::new(Side::Source, Box::new(Zeroing(vm.guest()))).unwrap();
+        let plan = Plan { no_holes: !holes, ..Plan::default() };
+        let end = save_over(vm, &path, plan, &control);
+        assert!(matches!(end.outcome, Outcome::Saved { .. }), "{:?}", end.outcome);
+        assert_holds(&path, &end.vm);
+        let snapshot = SnapshotFile::open(&path).unwrap();
+        assert!([0, 3, 6, 7, 8].into_iter().all(|page| snapshot.page(1, page).unwrap().is_zero()));
+        assert!(!snapshot.page(1, 9).unwrap().is_zero());
+    }
+}
+
+/// What a [`Troubled`] file does at one of its calls.
+#[derive(Default)]
+struct Plan {
+    fail_at: Option<u32>,
+    errno: i32,
+    cancel_at: Option<(u32, Arc<Control>)>,
+    no_holes: bool,
+    /// Calls by name.
+    calls: Arc<Mutex<Vec<&'static str>>>,
+}
+
+/// A file that fails where a test wants it.
+struct Troubled {
+    inner: Partial,
+    plan: Plan,
+    made: AtomicU32,
+}
+
+impl Troubled {
+    fn call(&self, name: &'static str) -> io::Result<()> {
+        let number = self.made.fetch_add(1, Ordering::SeqCst);
+        self.plan.calls.lock().unwrap().push(name);
+        if let Some((_, control)) = self.plan.cancel_at.as_ref().filter(|(at, _)| *at == number) {
+            control.cancel();
+        }
+        match self.plan.fail_at {
+            Some(at) if at == number => Err(io::Error::from_raw_os_error(self.plan.errno)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Medium for Troubled {
+    fn write_pages(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.call("write_pages")?;
+        self.inner.write_pages(bytes, offset)
+    }
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.call("write")?;
+        self.inner.write(bytes, offset)
+    }
+    fn clear(&self, range: Range<u64>) -> io::Result<()> {
+        self.call("clear")?;
+        if self.plan.no_holes { self.inner.clear_by_writing(range) } else { self.inner.clear(range) }
+    }
+    fn set_length(&self, bytes: u64) -> io::Result<()> {
+        self.call("set_length")?;
+        self.inner.set_length(bytes)
+    }
+    fn sync_part(&self, range: Range<u64>) {
+        // Can't fail.
+        let _ = self.call("sync_part");
+        self.inner.sync_part(range);
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.call("sync")?;
+        self.inner.sync()
+    }
+    fn publish(&self) -> io::Result<()> {
+        self.call("publish")?;
+        self.inner.publish()
+    }
+    fn sync_folder(&self) -> io::Result<()> {
+        self.call("sync_folder")?;
+        self.inner.sync_folder()
+    }
+}
+
+fn save_over(vm: FakeVm, path: &Path, plan: Plan, control: &Control) -> SourceEnd<FakeVm> {
+    let inner = Partial::create(path, false).unwrap();
+    let medium = Box::new(Troubled { inner, plan, made: AtomicU32::new(0) });
+    let live = live(r#"{"file-threads": 1}"#);
+    let file = SaveFile::over(medium, path, &live.get(), control);
+    let route = Route::new(&Uri::File { path: path.to_owned() });
+    source::carry(vm, Box::new(file), route, &live, control)
+}
+
+/// A guest that turns a page zero in the middle, so that every call of a file is made.
+fn restless() -> FakeVm {
+    FakeVm::booted(Options { touched_every: 1, working_set_pages: 60, ..Options::default() }).unwrap()
+}
+
+#[test]
+fn whatever_fails_the_guest_goes_on_and_the_older_file_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    let mut seen = std::collections::BTreeSet::new();
+    for (number, errno) in (0..).zip([libc::ENOSPC, libc::EIO].into_iter().cycle()) {
+        fs::write(&path, "older").unwrap();
+        let vm = restless();
+        let control = Control::new(Side::Source, Box::new(Zeroing(vm.guest()))).unwrap();
+        let plan = Plan { fail_at: Some(number), errno, ..Plan::default() };
+        let calls = Arc::clone(&plan.calls);
+        let end = save_over(vm, &path, plan, &control);
+        let Some(name) = calls.lock().unwrap().get(number as usize).copied() else {
+            assert!(matches!(end.outcome, Outcome::Saved { .. }), "{:?}", end.outcome);
+            break;
+        };
+        seen.insert(name);
+        assert_eq!(files(folder.path()), ["vm"], "{name} number {number}");
+        match end.outcome {
+            Outcome::Failed(error) => {
+                let code = if errno == libc::ENOSPC { "disk-full" } else { "file-write" };
+                assert_eq!(error.code(), code, "{}", error.text());
+                assert!(error.text().contains("save to another"), "{}", error.text());
+                assert!(
+                    end.vm.is_running()
+                        && end.vm.calls(Call::DirtyLogStop) == end.vm.calls(Call::DirtyLogStart)
+                );
+            }
+            // Only a hint to the kernel.
+            Outcome::Saved { .. } => assert_eq!(name, "sync_part"),
+            other => panic!("{name}: {other:?}"),
+        }
+        let kept = fs::read(&path).unwrap() == b"older";
+        assert_eq!(kept, !["sync_part", "sync_folder"].contains(&name), "{name} number {number}");
+    }
+    let all = ["clear", "publish", "set_length", "sync", "sync_folder", "sync_part", "write", "write_pages"];
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
+}
+
+#[test]
+fn a_cancel_in_any_phase_leaves_nothing_until_the_file_has_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    for number in 0.. {
+        fs::write(&path, "older").unwrap();
+        let control = control();
+        let plan = Plan { cancel_at: Some((number, Arc::clone(&control))), ..Plan::default() };
+        let calls = Arc::clone(&plan.calls);
+        let end = save_over(restless(), &path, plan, &control);
+        let name = calls.lock().unwrap().get(number as usize).copied();
+        assert_eq!(files(folder.path()), ["vm"], "{name:?} number {number}");
+        let kept = fs::read(&path).unwrap() == b"older";
+        match end.outcome {
+            Outcome::Cancelled => assert!(kept && end.vm.is_running(), "{name:?}"),
+            Outcome::Saved { .. } => assert!(!kept && matches!(name, None | Some("publish" | "sync_folder"))),
+            other => panic!("{name:?}: {other:?}"),
+        }
+        if name.is_none() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_fails_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    for call in SOURCE_CALLS {
+        if matches!(call, Call::DirtyLogStop | Call::Resume) {
+            continue;
+        }
+        let mut vm = restless();
+        vm.set_fail(Some((call, 0)));
+        let end = save(vm, &path, "{}");
+        assert!(matches!(end.outcome, Outcome::Failed(_)), "{call:?}: {:?}", end.outcome);
+        assert!(end.vm.is_running() && files(folder.path()).is_empty(), "{call:?}");
+    }
+}
+
+#[test]
+fn one_path_has_one_writer_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    let first = Partial::create(&path, false).unwrap();
+    let end = save(restless(), &path, "{}");
+    let Outcome::Failed(error) = end.outcome else { panic!("{:?}", end.outcome) };
+    assert!(
+        error.code() == "file-busy" && error.text().contains("already being written"),
+        "{}",
+        error.text()
+    );
+    assert!(end.vm.is_running());
+    assert_eq!(files(folder.path()), ["vm.partial"], "the other's file is not touched");
+    drop(first);
+    assert!(files(folder.path()).is_empty());
+    // A killed process leaves one.
+    fs::write(folder.path().join("vm.partial"), vec![7; 5 << 20]).unwrap();
+    let end = save(end.vm, &path, "{}");
+    assert!(matches!(end.outcome, Outcome::Saved { .. }), "{:?}", end.outcome);
+    assert_holds(&path, &end.vm);
+    assert_eq!(files(folder.path()), ["vm"]);
+}
+
+#[test]
+fn paths_that_can_not_be_files_are_named_before_anything_happens() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("folder")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", at("link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    fs::create_dir(at("taken.partial")).unwrap();
+    for (name, code, text) in [
+        ("folder", "not-regular", "is a folder, not a regular file"),
+        ("link", "not-regular", "is a symbolic link, not a regular file"),
+        ("socket", "not-regular", "is a socket, not a regular file"),
+        ("taken", "not-regular", "taken.partial is a folder"),
+        ("none/vm", "file-create", "make its folder first"),
+        ("..", "no-file-name", "names no file"),
+    ] {
+        let end = save(restless(), &at(name), "{}");
+        let Outcome::Failed(error) = end.outcome else { panic!("{name}: {:?}", end.outcome) };
+        assert!(error.code() == code && error.text().contains(text), "{name}: {}", error.text());
+        assert!(end.vm.is_running() && end.vm.calls(Call::DirtyLogStart) == 0);
+    }
+    assert_eq!(files(folder.path()), ["folder", "link", "socket", "taken.partial"]);
+}
+
+#[test]
+fn the_report_has_the_figures_of_a_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    let control = control();
+    let uri = Uri::File { path: path.clone() };
+    let end = source::migrate_to(restless(), &uri, &live(KEEP_RUNNING), &control);
+    assert!(matches!(end.outcome, Outcome::Saved { resumed: true }));
+    let report = control.report();
+    assert_eq!((report.status, report.transport), (Status::Completed, "file"));
+    assert_eq!(report.uri, Some(format!("file:{}", path.display())));
+    assert_eq!(report.memory_bytes, 270 * PAGE_BYTES);
+    assert!(report.rounds.len() >= 2 && report.pages.raw > 0 && report.bytes.state > 0);
+    assert!(report.downtime.unwrap().total_us.is_some());
+    // Two blocks of tables, description, index, two heads: what isn't a page or state.
+    let file_bytes = fs::metadata(&path).unwrap().len();
+    assert!(report.bytes.messages > 2 * 4096 && report.bytes.messages < file_bytes);
+}
