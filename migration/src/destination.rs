@@ -11,6 +11,7 @@
 mod agree;
 mod load;
 mod lobby;
+mod restore;
 
 use std::time::Instant;
 
@@ -24,6 +25,8 @@ use crate::wire::{Peer, Wire, introduce};
 
 use self::agree::Connected;
 use self::lobby::Met;
+
+pub use self::restore::{Filling, Restore, restore};
 
 const PUBLISH_EVERY_US: u64 = 100_000;
 

@@ -5,7 +5,7 @@ mod query;
 
 pub use query::query_migrate;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::channel::Route;
 use crate::config::{Capabilities, Parameters};
@@ -153,6 +153,8 @@ pub struct Report {
     pub capabilities: Option<Capabilities>,
     /// The stop of the guest, part by part.
     pub downtime: Option<Downtime>,
+    /// What both sides compare at the switch; none where it was not agreed.
+    pub proof: Option<Proof>,
     /// Why it did not complete.
     pub error: Option<ErrorReport>,
     /// What else went wrong without deciding anything.
@@ -244,6 +246,26 @@ pub struct Downtime {
     pub resume_us: u64,
 }
 
+/// The proof that the destination has what the source had, as this side has computed it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Proof {
+    /// Of all memory, hexadecimal; none before the last page.
+    #[serde(serialize_with = "hexadecimal")]
+    pub memory: Option<u64>,
+    /// Of the encoded state, hexadecimal; none before it was saved or received.
+    #[serde(serialize_with = "hexadecimal")]
+    pub state: Option<u64>,
+    /// What it has cost this side.
+    pub hash_us: u64,
+    /// The part of that for which the guest has waited.
+    pub stopped_hash_us: u64,
+}
+
+/// JSON's numbers have 53 bits.
+fn hexadecimal<S: Serializer>(hash: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+    hash.map(|hash| format!("{hash:016x}")).serialize(to)
+}
+
 /// Why a migration did not complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ErrorReport {
@@ -300,6 +322,7 @@ impl Report {
             max_total_time_ms: None,
             capabilities: None,
             downtime: None,
+            proof: None,
             error: None,
             warnings: Vec::new(),
         }
@@ -344,6 +367,7 @@ mod tests {
         let mut report = Report::new(Side::Source);
         report.push_round(Round::default());
         report.downtime = Some(Downtime::default());
+        report.proof = Some(Proof::default());
         let json = serde_json::to_value(&report).unwrap();
         let counts = [
             "pages",
@@ -361,7 +385,8 @@ mod tests {
             let plain = counts.iter().any(|c| name.starts_with(c)) || units.iter().any(|u| name.ends_with(u));
             assert!(!value.is_number() || plain, "{name} has no unit");
         };
-        let objects = [&json, &json["pages"], &json["bytes"], &json["rounds"][0], &json["downtime"]];
+        let objects =
+            [&json, &json["pages"], &json["bytes"], &json["rounds"][0], &json["downtime"], &json["proof"]];
         for object in objects {
             object.as_object().unwrap().iter().for_each(|(name, value)| check(name, value));
         }

@@ -4,8 +4,9 @@ use super::Attempt;
 use super::load::{Loading, Prepared};
 use super::vm_failed;
 use crate::error::{MigrationError, ProtocolError};
+use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_MASK, RamView};
-use crate::stats::Status;
+use crate::stats::{Proof, Status};
 use crate::vm::{DestinationVm, VmFacts};
 use crate::wire::{Agreed as AgreedMessage, FrameType, Offer, Peer, differences};
 
@@ -32,9 +33,12 @@ impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
         attempt.report.downtime_limit_ms = offer.downtime_limit_ms;
         attempt.report.max_bandwidth_bytes_per_s = offer.max_bandwidth_bytes_per_s;
         attempt.report.max_total_time_ms = offer.max_total_time_ms;
-        check(&attempt.vm, &offer)?;
+        check(&attempt.vm, &offer.facts, offer.page_bytes)?;
         let (protocol_version, encodings) = (peer.protocol_version, offer.encodings & ENCODINGS_MASK);
-        let agreed = AgreedMessage { protocol_version, encodings };
+        let proofs = offer.proofs.map(|proofs| proofs & PROOF_XXH3);
+        let hashes = proofs.is_some_and(|proofs| proofs != 0);
+        attempt.report.proof = hashes.then(Proof::default);
+        let agreed = AgreedMessage { protocol_version, encodings, proofs };
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
         attempt.report.setup_us = attempt.control.elapsed_us();
         Ok(Agreed { attempt, ram })
@@ -42,8 +46,12 @@ impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
 }
 
 /// What the engine compares, and then what the machine does; everything that differs is in one text.
-fn check<V: DestinationVm>(vm: &V, offer: &Offer) -> Result<(), MigrationError> {
-    let VmFacts { sections, memory, .. } = &offer.facts;
+pub(super) fn check<V: DestinationVm>(
+    vm: &V,
+    source: &VmFacts,
+    page_bytes: u32,
+) -> Result<(), MigrationError> {
+    let VmFacts { sections, memory, .. } = source;
     let counts =
         [("sections", sections.len(), tern_schema::SECTIONS_MAX), ("regions", memory.len(), 1 << 10)];
     for (field, found, max) in counts {
@@ -52,8 +60,8 @@ fn check<V: DestinationVm>(vm: &V, offer: &Offer) -> Result<(), MigrationError> 
             return Err(ProtocolError::Limit { frame: "offer", field, found, max }.into());
         }
     }
-    let ours = differences(&offer.facts, offer.page_bytes, &vm.facts());
-    let compared = vm.check(&offer.facts).map_err(vm_failed("comparing the two machines"));
+    let ours = differences(source, page_bytes, &vm.facts());
+    let compared = vm.check(source).map_err(vm_failed("comparing the two machines"));
     let theirs = compared.map_or_else(
         |error| vec![("platform".to_owned(), error.chain().split_off(1).join(": "))],
         |aspects| {

@@ -10,14 +10,14 @@ use crate::policy::link::rate;
 use crate::ram::{PageReceiver, RamView};
 use crate::stats::{Downtime, Round};
 use crate::vm::DestinationVm;
-use crate::wire::{
-    Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running,
-};
+use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running};
 
 /// Memory arrives.
 pub(super) struct Loading<'s, 'a, V> {
     attempt: &'s mut Attempt<'a, V>,
     pages: PageReceiver<'s>,
+    /// What the source says of the state that follows.
+    state_proof: Option<u64>,
 }
 
 /// All is loaded and checked; nothing runs.
@@ -31,7 +31,8 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
     pub(super) fn new(attempt: &'s mut Attempt<'a, V>, ram: &'s RamView) -> Self {
         let started = Some(Instant::now());
         (attempt.live_started, attempt.round_started) = (started, started);
-        Self { attempt, pages: PageReceiver::new(ram) }
+        let hashes = attempt.report.proof.is_some();
+        Self { attempt, pages: PageReceiver::new(ram, hashes), state_proof: None }
     }
 
     /// All rounds, then the state.
@@ -71,6 +72,9 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
             let (frame, field) = ("round-end", "number of pages");
             return Err(ProtocolError::Mismatch { frame, field, found: pages, expected: received }.into());
         }
+        if last {
+            self.compare_memory(&told)?;
+        }
         self.hear(&told);
         self.attempt.now.stopped = last;
         self.attempt.now = self.attempt.unfinished().unwrap_or(self.attempt.now);
@@ -81,12 +85,43 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
         self.attempt.measure_live();
         self.attempt.now = Round { round: self.attempt.now.round.wrapping_add(1), ..Round::default() };
         self.attempt.round_started = (!last).then(Instant::now);
+        if let (Some(proof), Some(noted)) = (&self.pages.proof, &mut self.attempt.report.proof) {
+            noted.hash_us = proof.spent_us();
+        }
         if last {
             self.attempt.live_started = None;
             self.attempt.report.remaining_bytes = Some(0);
         }
         self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
         Ok(last)
+    }
+
+    /// Is memory here what it is at the source?
+    fn compare_memory(&mut self, told: &RoundEnd) -> Result<(), MigrationError> {
+        let (Some(proof), Some(noted)) = (&self.pages.proof, &mut self.attempt.report.proof) else {
+            return Ok(());
+        };
+        let (Some(memory), Some(_)) = (told.memory_proof, told.state_proof) else {
+            let (frame, field) = ("round-end", "number of proofs");
+            let found = told.memory_proof.iter().chain(&told.state_proof).count() as u64;
+            return Err(ProtocolError::Mismatch { frame, field, found, expected: 2 }.into());
+        };
+        self.state_proof = told.state_proof;
+        noted.stopped_hash_us = proof.spent_us().saturating_sub(noted.hash_us);
+        (noted.hash_us, noted.memory) = (proof.spent_us(), Some(proof.sum()));
+        compare("memory", memory, proof.sum())
+    }
+
+    /// Is the state that has come what the source sent?
+    fn compare_state(&mut self) -> Result<(), MigrationError> {
+        let Some(state) = self.state_proof else { return Ok(()) };
+        let (Some(proof), Some(noted)) = (&mut self.pages.proof, &mut self.attempt.report.proof) else {
+            return Ok(());
+        };
+        let found = proof.state(self.attempt.wire.payload());
+        noted.stopped_hash_us += proof.spent_us().saturating_sub(noted.hash_us);
+        (noted.hash_us, noted.state) = (proof.spent_us(), Some(found));
+        compare("state", state, found)
     }
 
     /// What only the source can know, into the report.
@@ -109,14 +144,15 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
         report.max_total_time_ms = told.max_total_time_ms.or(report.max_total_time_ms);
     }
 
-    fn load_state(self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+    fn load_state(mut self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
         const STATE: &str = "waiting for the state";
-        let attempt = self.attempt;
-        let header = attempt.wire.receive(STATE)?;
+        let header = self.attempt.wire.receive(STATE)?;
         if header.frame != FrameType::State {
-            return Err(attempt.wire.unexpected(&header, STATE, "state"));
+            return Err(self.attempt.wire.unexpected(&header, STATE, "state"));
         }
         let started = Instant::now();
+        self.compare_state()?;
+        let attempt = self.attempt;
         attempt.report.bytes.state += u64::from(header.length);
         let state = StateSet::decode(attempt.wire.payload()).map_err(ProtocolError::from)?;
         attempt.vm.load(state).map_err(vm_failed("loading the guest's state"))?;
@@ -124,6 +160,13 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
         let running = header.flags & FLAG_RUNNING != 0;
         Ok(Prepared { attempt, running, downtime })
     }
+}
+
+fn compare(what: &'static str, source_proof: u64, destination_proof: u64) -> Result<(), MigrationError> {
+    if source_proof == destination_proof {
+        return Ok(());
+    }
+    Err(MigrationError::Proof { what, source_proof, destination_proof })
 }
 
 impl<V: DestinationVm> Prepared<'_, '_, V> {

@@ -2,13 +2,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::channel::Connection;
 use crate::control::Control;
-use crate::wire::{HEADER_BYTES, MAGIC};
+use crate::wire::{HEADER_BYTES, Header, MAGIC};
 
 /// Which way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub enum Fault {
     CutInside,
     /// One bit of its header or message is flipped; which one follows from the number.
     Flip(usize),
+    /// One bit of its page data is flipped, which no checksum of a frame covers. Does nothing to others.
+    FlipData(usize),
+    /// One bit of its message is flipped, and its checksum made right for that.
+    Forge(usize),
     /// Noise in its place.
     Garbage,
     /// Its second half is missing, and the stream goes on.
@@ -110,6 +115,8 @@ impl Pump {
             Fault::CutBefore => self.cut(),
             Fault::CutInside => self.to.write_all(half).and_then(|()| self.cut()),
             Fault::Flip(bit) => self.to.write_all(&flipped(unit, *bit)),
+            Fault::FlipData(bit) => self.to.write_all(&flipped_data(unit, *bit)),
+            Fault::Forge(bit) => self.to.write_all(&forged(unit, *bit)),
             Fault::Garbage => {
                 let noise = (0..unit.len().max(64)).map(|n| (n * 197 + 91) as u8).collect::<Vec<_>>();
                 self.to.write_all(&noise)
@@ -132,12 +139,32 @@ impl Pump {
 
 /// Flips a bit of what the checksum covers: page data, which the guest may be writing, has none.
 fn flipped(unit: &[u8], bit: usize) -> Vec<u8> {
-    let mut damaged = unit.to_vec();
+    flipped_within(unit, 0..covered(unit), bit)
+}
+
+fn flipped_data(unit: &[u8], bit: usize) -> Vec<u8> {
+    flipped_within(unit, covered(unit)..unit.len(), bit)
+}
+
+fn forged(unit: &[u8], bit: usize) -> Vec<u8> {
+    let mut damaged = flipped_within(unit, HEADER_BYTES.min(unit.len())..covered(unit), bit);
+    if let Some(Ok(header)) = unit.first_chunk().map(Header::read) {
+        header.seal(damaged.get_mut(..covered(unit)).unwrap_or_default());
+    }
+    damaged
+}
+
+fn covered(unit: &[u8]) -> usize {
     let head = unit.get(16..20).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b) as usize);
-    let covered = if unit.len() == MAGIC.len() { unit.len() } else { HEADER_BYTES + head };
-    let bit = bit % (covered * 8);
-    if let Some(byte) = damaged.get_mut(bit / 8) {
-        *byte ^= 1 << (bit % 8);
+    if unit.len() == MAGIC.len() { unit.len() } else { HEADER_BYTES + head }
+}
+
+fn flipped_within(unit: &[u8], bytes: Range<usize>, bit: usize) -> Vec<u8> {
+    let mut damaged = unit.to_vec();
+    let place = damaged.get_mut(bytes).unwrap_or_default();
+    if !place.is_empty() {
+        let bit = bit % (place.len() * 8);
+        place.iter_mut().skip(bit / 8).take(1).for_each(|byte| *byte ^= 1 << (bit % 8));
     }
     damaged
 }

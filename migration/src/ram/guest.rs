@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::proof::PageBytes;
 use super::zero;
 use crate::channel::span::{InSpan, OutSpan};
 use crate::error::MigrationError;
@@ -64,6 +65,18 @@ impl RamView {
         Ok(unsafe { zero::is_zero(address, len) })
     }
 
+    /// Copies a page that a guest may be writing. If it does, the copy is some mixture, and the page is dirty again.
+    pub(crate) fn read(&self, region: usize, page: u64, to: &mut PageBytes) -> Result<(), MigrationError> {
+        let (address, _) = self.locate(region, page..page + 1)?;
+        let words = address.cast_const().cast::<u64>();
+        for (index, word) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            // SAFETY: `locate` has checked the bounds of the page, of which this is an aligned word; mappings begin
+            // at a page. No Rust reference to guest memory exists.
+            *word = unsafe { words.wrapping_add(index).read_volatile() }.to_ne_bytes();
+        }
+        Ok(())
+    }
+
     /// Makes a page zero. One that is zero is only read: an untouched page stays without memory of its own.
     pub(crate) fn make_zero(&self, region: usize, page: u64) -> Result<(), MigrationError> {
         if self.is_zero(region, page)? {
@@ -115,6 +128,10 @@ mod tests {
         }
         ram.write_obj(7u8, GuestAddress((1 << 32) + 4096 + 5)).unwrap();
         assert!(view.is_zero(1, 0).unwrap() && !view.is_zero(1, 1).unwrap());
+        let mut copy = [1; 4096];
+        view.read(1, 1, &mut copy).unwrap();
+        assert!(copy.iter().enumerate().all(|(at, byte)| *byte == if at == 5 { 7 } else { 0 }));
+        view.read(1, 8, &mut copy).unwrap_err();
         view.make_zero(1, 1).unwrap();
         assert!(view.is_zero(1, 1).unwrap());
     }

@@ -9,9 +9,18 @@
 //! page that was never touched is zero and costs nothing. Region and page are in the seed, so that two pages
 //! that have changed places are found.
 
+use std::time::{Duration, Instant};
+
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::batch::PageRecord;
+use super::encode::Encoding;
+use super::guest::RamView;
+use crate::error::MigrationError;
 use crate::vm::PAGE_BYTES;
+
+/// Bit of this proof in the offer's set.
+pub(crate) const PROOF_XXH3: u64 = 1;
 
 /// One page's bytes.
 pub(crate) type PageBytes = [u8; PAGE_BYTES as usize];
@@ -34,13 +43,16 @@ pub(crate) fn state_hash(bytes: &[u8]) -> u64 {
 pub(crate) struct MemoryProof {
     regions: Vec<Vec<u64>>,
     sum: u64,
+    spent: Duration,
+    page: Box<PageBytes>,
 }
 
 impl MemoryProof {
     /// All pages are zero.
     pub(crate) fn new(region_pages: impl Iterator<Item = u64>) -> Self {
         let region = |pages| vec![0; usize::try_from(pages).unwrap_or(usize::MAX)];
-        Self { regions: region_pages.map(region).collect(), sum: 0 }
+        let regions = region_pages.map(region).collect();
+        Self { regions, sum: 0, spent: Duration::ZERO, page: Box::new([0; PAGE_BYTES as usize]) }
     }
 
     /// The page has this hash now.
@@ -51,6 +63,43 @@ impl MemoryProof {
             self.sum = self.sum.wrapping_sub(*place).wrapping_add(hash);
             *place = hash;
         }
+    }
+
+    /// The pages of these records are now as they are in memory. Each one's hash goes to `hashes` as well.
+    pub(crate) fn add(
+        &mut self,
+        ram: &RamView,
+        records: &[PageRecord],
+        hashes: &mut Vec<u64>,
+    ) -> Result<(), MigrationError> {
+        let started = Instant::now();
+        hashes.clear();
+        for PageRecord { region, page, encoding, .. } in records {
+            let hash = match encoding {
+                Encoding::Zero => 0,
+                Encoding::Raw => {
+                    ram.read(usize::from(*region), *page, &mut self.page)?;
+                    page_hash(*region, *page, &self.page)
+                }
+            };
+            self.set(*region, *page, hash);
+            hashes.push(hash);
+        }
+        self.spent += started.elapsed();
+        Ok(())
+    }
+
+    /// Hash of the state, with its time counted here too.
+    pub(crate) fn state(&mut self, bytes: &[u8]) -> u64 {
+        let started = Instant::now();
+        let hash = state_hash(bytes);
+        self.spent += started.elapsed();
+        hash
+    }
+
+    /// Time that hashing has taken so far.
+    pub(crate) fn spent_us(&self) -> u64 {
+        self.spent.as_micros() as u64
     }
 
     /// The sum over all pages.

@@ -4,6 +4,7 @@
 use super::batch::{PageRecord, RECORD_BYTES};
 use super::encode::Encoding;
 use super::guest::RamView;
+use super::proof::MemoryProof;
 use crate::channel::span::InSpan;
 use crate::error::{MigrationError, ProtocolError};
 use crate::stats::{Bytes, Pages};
@@ -16,11 +17,16 @@ const FRAME: &str = "pages";
 pub(crate) struct PageReceiver<'r> {
     ram: &'r RamView,
     records: Vec<PageRecord>,
+    hashes: Vec<u64>,
+    /// If both sides compare.
+    pub(crate) proof: Option<MemoryProof>,
 }
 
 impl<'r> PageReceiver<'r> {
-    pub(crate) fn new(ram: &'r RamView) -> Self {
-        Self { ram, records: Vec::with_capacity(super::BATCH_PAGES_MAX) }
+    pub(crate) fn new(ram: &'r RamView, hashes: bool) -> Self {
+        let proof = hashes.then(|| MemoryProof::new(ram.region_pages()));
+        let most = super::BATCH_PAGES_MAX;
+        Self { ram, records: Vec::with_capacity(most), hashes: Vec::with_capacity(most), proof }
     }
 
     /// Receives the batch whose header and records `wire` has just received.
@@ -50,6 +56,9 @@ impl<'r> PageReceiver<'r> {
         }
         data.iter().for_each(|span| self.ram.populate(span));
         wire.receive_data(&mut data)?;
+        if let Some(proof) = &mut self.proof {
+            proof.add(self.ram, &self.records, &mut self.hashes)?;
+        }
         let (page_data, page_records) = (u64::from(header.length - header.head), u64::from(header.head));
         Ok((pages, Bytes { page_data, page_records, ..Bytes::default() }))
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
 use super::encode::Encoding;
 use super::guest::RamView;
+use super::proof::MemoryProof;
 use crate::channel::span::OutSpan;
 use crate::error::MigrationError;
 use crate::source::carrier::Carrier;
@@ -19,6 +20,9 @@ pub(crate) const CHUNK_PAGES: u64 = 2048;
 pub(crate) struct PageSender<'r> {
     ram: &'r RamView,
     records: Vec<PageRecord>,
+    hashes: Vec<u64>,
+    /// If the other end wants to compare.
+    pub(crate) proof: Option<MemoryProof>,
     data: Vec<OutSpan<'r>>,
     pages: Pages,
     data_bytes: usize,
@@ -34,10 +38,12 @@ pub(crate) struct Sent {
 }
 
 impl<'r> PageSender<'r> {
-    pub(crate) fn new(ram: &'r RamView) -> Self {
+    pub(crate) fn new(ram: &'r RamView, hashes: bool) -> Self {
         Self {
             ram,
             records: Vec::with_capacity(BATCH_PAGES_MAX),
+            hashes: Vec::with_capacity(BATCH_PAGES_MAX),
+            proof: hashes.then(|| MemoryProof::new(ram.region_pages())),
             data: Vec::with_capacity(BATCH_PAGES_MAX),
             pages: Pages::default(),
             data_bytes: 0,
@@ -73,9 +79,13 @@ impl<'r> PageSender<'r> {
         if self.len() == 0 {
             return Ok(Sent::default());
         }
+        // Just before the carrier reads them: then they are in the cache for it.
+        if let Some(proof) = &mut self.proof {
+            proof.add(self.ram, &self.records, &mut self.hashes)?;
+        }
         let started = Instant::now();
-        let Self { records, data, data_bytes, .. } = self;
-        let result = carrier.pages(&mut Batch { records, hashes: &[], data, data_bytes: *data_bytes });
+        let Self { records, hashes, data, data_bytes, .. } = self;
+        let result = carrier.pages(&mut Batch { records, hashes, data, data_bytes: *data_bytes });
         let busy_us = started.elapsed().as_micros() as u64;
         let bytes = Bytes {
             page_data: self.data_bytes as u64,

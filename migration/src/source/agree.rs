@@ -1,12 +1,13 @@
 //! Coming to terms with the other end, and the start of the dirty log.
 
-use super::carrier::Proposal;
+use super::carrier::{Proposal, Terms};
 use super::rounds::Rounds;
 use super::{Attempt, vm_failed};
 use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
+use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_MASK, PageSender, RamView};
-use crate::stats::Status;
+use crate::stats::{Proof, Status};
 use crate::vm::{PAGE_BYTES, SourceVm};
 use crate::wire::Offer;
 
@@ -20,6 +21,7 @@ pub(super) struct Connected<'s, 'a, V> {
 pub(super) struct Agreed<'s, 'a, V> {
     attempt: &'s mut Attempt<'a, V>,
     ram: &'s RamView,
+    terms: Terms,
 }
 
 impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
@@ -41,20 +43,22 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
             downtime_limit_ms: Some(limits.downtime_limit_ms),
             max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
             max_total_time_ms: Some(limits.max_total_time_ms),
+            proofs: limits.capabilities.verify.then_some(PROOF_XXH3),
         };
         let configuration = attempt.vm.configuration();
         let proposal = Proposal { offer, configuration, ram: attempt.vm.ram() };
         let terms = attempt.carrier.agree(proposal, &mut attempt.report)?;
         attempt.round_trip_us = terms.round_trip_us;
+        attempt.report.proof = terms.hashes.then(Proof::default);
         attempt.report.setup_us = attempt.control.elapsed_us();
-        Ok(Agreed { attempt, ram })
+        Ok(Agreed { attempt, ram, terms })
     }
 }
 
 impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
     /// Starts the dirty log. From here on every write is seen.
     pub(super) fn start(self) -> Result<Rounds<'s, 'a, V>, MigrationError> {
-        let Self { attempt, ram } = self;
+        let Self { attempt, ram, terms } = self;
         attempt.set_status(Status::Active);
         attempt.undo.log_started = true;
         attempt.vm.dirty_log_start().map_err(vm_failed("starting the dirty log"))?;
@@ -62,6 +66,6 @@ impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
         // A host clears only what a fetch has reported.
         attempt.vm.dirty_log_fetch(&mut pending).map_err(vm_failed("reading the dirty log"))?;
         pending.set_all();
-        Ok(Rounds::new(attempt, ram, pending, PageSender::new(ram)))
+        Ok(Rounds::new(attempt, ram, pending, PageSender::new(ram, terms.hashes)))
     }
 }

@@ -32,14 +32,13 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
     /// Saves, then looks at the dirty log once: saving may write guest memory, and nothing does after it.
     pub(super) fn offer(self) -> Result<Offered<'s, 'a, V>, MigrationError> {
         let Self { mut rounds, running, stop_started, mut downtime } = self;
-        let mut encoded = std::mem::take(&mut rounds.state);
-        downtime.state_save_us = timed(|| save(&mut rounds.attempt.vm, &mut encoded))?;
+        downtime.state_save_us = timed(|| save(&mut rounds.attempt.vm, &mut rounds.state))?;
         downtime.final_ram_us = timed(|| send_last_pages(&mut rounds))?;
-        let attempt = rounds.attempt;
+        let Rounds { attempt, state, .. } = rounds;
         let sending = Instant::now();
-        downtime.load_us = attempt.carrier.state(&encoded, running)?;
+        downtime.load_us = attempt.carrier.state(&state, running)?;
         downtime.state_send_us = Some(sending.elapsed().as_micros() as u64);
-        attempt.report.bytes.state += encoded.len() as u64;
+        attempt.report.bytes.state += state.len() as u64;
         Ok(Offered { attempt, stop_started, downtime })
     }
 }
@@ -57,6 +56,7 @@ fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), Mi
     vm.dirty_log_fetch(&mut rounds.pending).map_err(vm_failed("reading the dirty log"))?;
     rounds.attempt.report.remaining_bytes = Some(rounds.pending.count() * PAGE_BYTES);
     rounds.send_pending(false)?;
+    rounds.prove();
     rounds.end_round(started, true)?;
     rounds.close_round(started);
     Ok(())

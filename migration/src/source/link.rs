@@ -6,6 +6,7 @@ use super::carrier::{Carrier, Proposal, Terms};
 use crate::channel::Connection;
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
+use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{Batch, ENCODINGS_MASK};
 use crate::stats::{Report, Side};
 use crate::wire::{
@@ -38,16 +39,18 @@ impl Carrier for Link<'_> {
         let offer: Offer = proposal.offer;
         self.wire.send(FrameType::Offer, &offer, "offering the guest")?;
         let answer: Agreed = self.wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
+        let proofs = answer.proofs.unwrap_or(0);
         let chosen = [
             ("protocol version", u64::from(answer.protocol_version), u64::from(peer.protocol_version)),
             ("encodings", answer.encodings, ENCODINGS_MASK),
+            ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
         ];
         for (field, found, expected) in chosen {
             if found != expected {
                 return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected }.into());
             }
         }
-        Ok(Terms { round_trip_us, hashes: false })
+        Ok(Terms { round_trip_us, hashes: proofs & PROOF_XXH3 != 0 })
     }
 
     fn hear(&mut self) -> Result<(), MigrationError> {

@@ -90,6 +90,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     pub(super) fn end_round(&mut self, started: Instant, last: bool) -> Result<(), MigrationError> {
         let limits = self.attempt.live.get();
         let before = self.attempt.report.rounds.last();
+        let proof = self.attempt.report.proof.filter(|_| last);
         let message = RoundEnd {
             pages: self.attempt.now.pages_raw + self.attempt.now.pages_zero,
             last,
@@ -100,6 +101,8 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             downtime_limit_ms: Some(limits.downtime_limit_ms),
             max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
             max_total_time_ms: Some(limits.max_total_time_ms),
+            memory_proof: proof.and_then(|proof| proof.memory),
+            state_proof: proof.and_then(|proof| proof.state),
         };
         self.attempt.carrier.end_round(&message)?;
         self.attempt.now.stopped = last;
@@ -226,6 +229,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         self.attempt.now.pages_raw += sent.pages.raw;
         self.attempt.now.pages_zero += sent.pages.zero;
         self.attempt.now.wire_bytes += bytes;
+        self.note_proof(live);
         let report = &mut self.attempt.report;
         report.pages.raw += sent.pages.raw;
         report.pages.zero += sent.pages.zero;
@@ -233,6 +237,23 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         report.bytes.page_records += sent.bytes.page_records;
         self.attempt.now_here(sent.pages.sent());
         Ok(())
+    }
+
+    /// What hashing has cost so far, into the report.
+    fn note_proof(&mut self, live: bool) {
+        if let (Some(proof), Some(noted)) = (&self.sender.proof, &mut self.attempt.report.proof) {
+            let before = std::mem::replace(&mut noted.hash_us, proof.spent_us());
+            noted.stopped_hash_us += if live { 0 } else { noted.hash_us - before };
+        }
+    }
+
+    /// All pages have been sent: what the other end should have now.
+    pub(super) fn prove(&mut self) {
+        if let (Some(proof), Some(noted)) = (&mut self.sender.proof, &mut self.attempt.report.proof) {
+            noted.memory = Some(proof.sum());
+            noted.state = Some(proof.state(&self.state));
+        }
+        self.note_proof(false);
     }
 
     /// Waits as long as the limit says, and sees whether the peer, a person or the clock ends it.

@@ -47,6 +47,8 @@ record! {
         [5 optional] max_bandwidth_bytes_per_s: Option<u64>,
         /// 0: none.
         [6 optional] max_total_time_ms: Option<u64>,
+        /// Bit n: the source can prove with scheme n that all has arrived.
+        [7 optional] proofs: Option<u64>,
     }
 }
 
@@ -57,6 +59,8 @@ record! {
         [1] protocol_version: u32,
         /// Bit n: encoding n may be sent.
         [2] encodings: u64,
+        /// The part of the offer's `proofs` that is used.
+        [3 optional] proofs: Option<u64>,
     }
 }
 
@@ -91,6 +95,10 @@ record! {
         [8 optional] max_bandwidth_bytes_per_s: Option<u64>,
         /// 0: none.
         [9 optional] max_total_time_ms: Option<u64>,
+        /// The last one, if a proof was agreed: of all memory.
+        [10 optional] memory_proof: Option<u64>,
+        /// Likewise: of the state that follows.
+        [11 optional] state_proof: Option<u64>,
     }
 }
 
