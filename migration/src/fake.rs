@@ -364,7 +364,8 @@ impl Shared {
         let mut bits = touched.iter().flat_map(|word| (0..64).map(move |bit| word & (1 << bit) != 0));
         for (region, pages) in self.region_pages.iter().enumerate() {
             for page in 0..pages.next_multiple_of(64) {
-                if bits.next().unwrap_or(false) {
+                // A hostile state may have bits behind a region's last page.
+                if bits.next().unwrap_or(false) && page < *pages {
                     crc.update(&self.page(region, page));
                 }
             }
