@@ -10,6 +10,8 @@
 //! A reader skips what it doesn't know where the writer marked it optional (and counts it), and refuses it
 //! by name otherwise. Everything here is a pure function of bytes: no I/O, no `unsafe`, and nothing that a
 //! stream contains can panic or allocate more than a small multiple of its own length.
+//!
+//! What may change between two releases, and how, is in `COMPATIBILITY.md` beside this crate.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::cast_possible_truncation)]
@@ -26,7 +28,7 @@ mod wire;
 
 pub use envelope::{RawSection, SECTION_BODY_MAX_BYTES};
 pub use error::{DecodeError, EncodeError, StateError};
-pub use record::{FieldInfo, Record, decode_record, encode_record};
+pub use record::{FieldInfo, Record, decode_record, encode_record, subsection};
 pub use section::{ChosenVersion, Follows, Rewrite, Section, SectionRange, SectionVersion, rewrite};
 pub use set::{SECTIONS_MAX, StateSet};
 pub use survey::{Sum, Survey, SurveyedSection, survey};
@@ -36,3 +38,8 @@ pub use wire::{RawField, Skipped, WireType, Writer};
 
 #[doc(hidden)]
 pub use wire::Reader;
+
+/// Runs the examples of the law.
+#[cfg(doctest)]
+#[doc = include_str!("../COMPATIBILITY.md")]
+struct Compatibility;

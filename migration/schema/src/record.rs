@@ -72,6 +72,11 @@ pub fn decode_record<R: Record>(bytes: &[u8]) -> Result<R, DecodeError> {
     R::read(bytes, &mut Skipped::default())
 }
 
+/// A part of the state that travels only where it differs from its default; `unwrap_or_default` is the way back.
+pub fn subsection<R: Record + Default + PartialEq>(state: R) -> Option<R> {
+    (state != R::default()).then_some(state)
+}
+
 /// Declares a saved type: `[NUMBER] name: Type` per field, `[NUMBER optional]` where a reader that doesn't
 /// know the field may pass over it. `= "NAME" VERSION` behind the struct's name makes it a
 /// [`Section`](crate::Section), `= "NAME" optional VERSION` one that a machine without that part passes over,
@@ -271,6 +276,26 @@ mod tests {
         }
     }
 
+    record! {
+        /// A part with a default that is not zero.
+        pub struct DefaultingV1 {
+            /// A word.
+            [1] part: u64,
+        }
+    }
+    record! {
+        /// What has it.
+        pub struct HolderV1 {
+            /// A subsection.
+            [1] sub: Option<DefaultingV1>,
+        }
+    }
+    impl Default for DefaultingV1 {
+        fn default() -> Self {
+            Self { part: 7 }
+        }
+    }
+
     fn outer() -> impl Strategy<Value = OuterV1> {
         let words = prop::collection::vec(any::<u64>(), 0..5);
         let inner = any::<u64>().prop_map(|word| InnerV1 { word });
@@ -305,6 +330,23 @@ mod tests {
             let bytes = encode_record(&saved);
             let cut = &bytes[..bytes.len().saturating_sub(cut)];
             prop_assert!(decode_record::<OuterV1>(cut).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_subsection_is_absent_at_its_default_and_comes_back(word: u64) {
+            #[derive(Debug, PartialEq)]
+            struct Device { part: u64 }
+            let default = DefaultingV1::default();
+            for device in [Device { part: word }, Device { part: default.part }] {
+                let saved = HolderV1 { sub: subsection(DefaultingV1 { part: device.part }) };
+                prop_assert_eq!(saved.sub.is_some(), device.part != default.part);
+                let bytes = encode_record(&saved);
+                prop_assert_eq!(bytes.is_empty(), saved.sub.is_none());
+                let HolderV1 { sub } = decode_record(&bytes).unwrap();
+                prop_assert_eq!(Device { part: sub.unwrap_or_default().part }, device);
+            }
         }
     }
 
