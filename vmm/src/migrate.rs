@@ -10,6 +10,7 @@ use crate::memory;
 use crate::platform::{self, PlatformV1};
 use crate::run_control::Hold;
 use crate::sections;
+use crate::vcpu::Offer;
 use crate::vm::{Vm, platform as platform_of};
 
 /// What the guest sees of the machine. A tern that changes it makes a new name.
@@ -120,7 +121,7 @@ impl DestinationVm for Vm {
     fn check(&self, source: &VmFacts) -> Result<Vec<Aspect>, VmError> {
         let theirs: PlatformV1 = decode_record(&source.platform)
             .map_err(|error| VmError::new("the source's description of its host can't be read", error))?;
-        let host = platform::host_cpuid(&self.kvm.kvm)
+        let offer = Offer::of(&self.kvm.kvm, &self.kvm.hidden)
             .map_err(|error| VmError::new("this host's CPU features can't be read", error))?;
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
         let mut here = self.platform.clone();
@@ -131,11 +132,7 @@ impl DestinationVm for Vm {
                 fact.detail.clone_from(&their.detail);
             }
         }
-        let differences = platform::differences(&theirs, &here, &host, can_scale);
-        let aspect = |text: String| {
-            Aspect::differs("platform", "platform", "as the guest needs it", "not", text)
-        };
-        Ok(differences.into_iter().map(aspect).collect())
+        Ok(platform::compare(&theirs, &platform::Here { platform: &here, offer: &offer, can_scale }))
     }
 
     fn ram(&self) -> &GuestRam {

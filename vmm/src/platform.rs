@@ -1,10 +1,12 @@
 //! What a guest needs of its host: recorded at the source, compared at the destination before a byte moves.
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::Kvm;
+mod leaves;
+
+use tern_migration::Aspect;
 use tern_schema::record;
 
-use crate::vcpu::CpuidV1;
+use crate::vcpu::{self, CpuidV1, FeatureSet, MsrV1, Offer};
+pub(crate) use leaves::is_known_leaf;
 
 record! {
     /// A device as both sides must have it.
@@ -21,7 +23,7 @@ record! {
 record! {
     /// The VMM's own part of `VmFacts`.
     pub struct PlatformV1 {
-        /// CPUID of vCPU 0.
+        /// CPUID of vCPU 0 as the guest sees it, which on a software KVM is more than was set.
         [1] cpuid: Vec<CpuidV1>,
         /// Frequency of the guest's TSC.
         [2] tsc_khz: u32,
@@ -33,98 +35,67 @@ record! {
         [5] devices: Vec<DeviceFactV1>,
         /// What kind of KVM this is, for people.
         [6] kvm: String,
+        /// Registers that say what the processor is. None from terns that didn't compare them.
+        [7 optional] feature_msrs: Vec<MsrV1>,
     }
 }
 
-/// A CPUID register that is a set of features: a guest that sees a bit needs it wherever it runs.
-struct FeatureWord {
-    leaf: u32,
-    subleaf: u32,
-    name: &'static str,
-    register: fn(&CpuidV1) -> u32,
+/// What a guest meets on this host.
+#[derive(Debug)]
+pub struct Here<'a> {
+    /// As this side's machine was built.
+    pub platform: &'a PlatformV1,
+    /// What the host can show to guests.
+    pub offer: &'a Offer,
+    /// The host can give a guest another TSC frequency than its own.
+    pub can_scale: bool,
 }
 
-const FEATURE_WORDS: [FeatureWord; 12] = [
-    FeatureWord { leaf: 1, subleaf: 0, name: "leaf 1 ecx", register: |e| e.ecx & !NOT_HOSTS_ECX },
-    FeatureWord { leaf: 1, subleaf: 0, name: "leaf 1 edx", register: |e| e.edx & !EDX_HTT },
-    FeatureWord { leaf: 7, subleaf: 0, name: "leaf 7 ebx", register: |e| e.ebx },
-    FeatureWord { leaf: 7, subleaf: 0, name: "leaf 7 ecx", register: |e| e.ecx & !ECX_OSPKE },
-    FeatureWord { leaf: 7, subleaf: 0, name: "leaf 7 edx", register: |e| e.edx },
-    FeatureWord { leaf: 7, subleaf: 1, name: "leaf 7.1 eax", register: |e| e.eax },
-    FeatureWord { leaf: 0xd, subleaf: 0, name: "leaf 0xd eax (XCR0)", register: |e| e.eax },
-    FeatureWord { leaf: 0xd, subleaf: 1, name: "leaf 0xd.1 eax", register: |e| e.eax },
-    FeatureWord { leaf: 0x4000_0001, subleaf: 0, name: "KVM features", register: |e| e.eax },
-    FeatureWord { leaf: 0x8000_0001, subleaf: 0, name: "leaf 0x80000001 ecx", register: |e| e.ecx },
-    FeatureWord { leaf: 0x8000_0001, subleaf: 0, name: "leaf 0x80000001 edx", register: |e| e.edx },
-    FeatureWord { leaf: 0x8000_0008, subleaf: 0, name: "leaf 0x80000008 ebx", register: |e| e.ebx },
-];
-
-/// Bits of leaf 1 ECX that say what the guest or the VMM did, not what the host can: OSXSAVE, TSC deadline
-/// (KVM has it always), hypervisor.
-const NOT_HOSTS_ECX: u32 = (1 << 27) | (1 << 24) | (1 << 31);
-const EDX_HTT: u32 = 1 << 28;
-const ECX_OSPKE: u32 = 1 << 4;
-
-/// Names for the bits that people ask about; the others are told by number.
-const NAMES: [(&str, u32, &str); 24] = [
-    ("leaf 1 ecx", 0, "sse3"),
-    ("leaf 1 ecx", 12, "fma"),
-    ("leaf 1 ecx", 13, "cx16"),
-    ("leaf 1 ecx", 19, "sse4.1"),
-    ("leaf 1 ecx", 20, "sse4.2"),
-    ("leaf 1 ecx", 21, "x2apic"),
-    ("leaf 1 ecx", 23, "popcnt"),
-    ("leaf 1 ecx", 25, "aes"),
-    ("leaf 1 ecx", 26, "xsave"),
-    ("leaf 1 ecx", 28, "avx"),
-    ("leaf 1 ecx", 30, "rdrand"),
-    ("leaf 7 ebx", 0, "fsgsbase"),
-    ("leaf 7 ebx", 3, "bmi1"),
-    ("leaf 7 ebx", 5, "avx2"),
-    ("leaf 7 ebx", 7, "smep"),
-    ("leaf 7 ebx", 8, "bmi2"),
-    ("leaf 7 ebx", 9, "erms"),
-    ("leaf 7 ebx", 16, "avx512f"),
-    ("leaf 7 ebx", 18, "rdseed"),
-    ("leaf 7 ebx", 20, "smap"),
-    ("leaf 7 ebx", 29, "sha"),
-    ("leaf 7 ecx", 16, "la57"),
-    ("leaf 0x80000001 edx", 26, "pdpe1gb"),
-    ("leaf 0x80000001 edx", 27, "rdtscp"),
-];
-
-fn entry<'a>(list: &'a [CpuidV1], word: &FeatureWord) -> Option<&'a CpuidV1> {
-    list.iter().find(|e| e.leaf == word.leaf && e.subleaf == word.subleaf)
+/// Compares a guest with this host: every aspect, those that fit as well. The refusal of a migration and
+/// the report of its check are made of the same list.
+pub fn compare(source: &PlatformV1, here: &Here<'_>) -> Vec<Aspect> {
+    let (theirs, ours) = (&source.kvm, &here.platform.kvm);
+    let mut list =
+        vec![Aspect::fits("kvm", "KVM", theirs, ours), vendor(source, here), features(source, here)];
+    list.extend(leaves::compare(&source.cpuid, &here.offer.cpuid));
+    list.extend([msrs(source, here), tsc(source, here), xsave(source, here)]);
+    list.extend(devices(&source.devices, &here.platform.devices));
+    list
 }
 
-/// What this host's KVM can show to a guest.
-pub fn host_cpuid(kvm: &Kvm) -> Result<Vec<CpuidV1>, kvm_ioctls::Error> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-    let entry = |e: &kvm_bindings::kvm_cpuid_entry2| CpuidV1 {
-        leaf: e.function,
-        subleaf: e.index,
-        flags: e.flags,
-        eax: e.eax,
-        ebx: e.ebx,
-        ecx: e.ecx,
-        edx: e.edx,
+fn vendor(source: &PlatformV1, here: &Here<'_>) -> Aspect {
+    let (theirs, ours) = (vcpu::vendor(&source.cpuid), here.offer.vendor());
+    let remedy =
+        "use a host of the same maker: system calls, MSRs and errata differ, and no profile hides that";
+    Aspect::equal("cpu-vendor", "CPU vendor", theirs, ours, remedy)
+}
+
+/// A guest may use what it sees, so a host must have all of it. More does no harm.
+fn features(source: &PlatformV1, here: &Here<'_>) -> Aspect {
+    let (code, name) = ("cpu-features", "CPU features");
+    let seen = FeatureSet::seen(&source.cpuid, &source.feature_msrs);
+    let missing = seen.missing_from(&here.offer.features());
+    let count = seen.iter().count();
+    let theirs = format!("{count} are seen");
+    if missing.is_empty() {
+        return Aspect::fits(code, name, theirs, "has them all");
+    }
+    let remedy = "hide them at the source: boot the guest there with --cpu and a profile that both hosts have \
+                  (tern cpu baseline)";
+    Aspect::differs(code, name, theirs, format!("lacks {missing}"), remedy)
+}
+
+/// A register that this host lacks is no obstacle while it is zero, which the load of the state sees to.
+fn msrs(source: &PlatformV1, here: &Here<'_>) -> Aspect {
+    let missing = source.msrs.iter().filter(|index| !here.platform.msrs.contains(index));
+    let missing: Vec<String> = missing.map(|index| format!("{index:#x}")).collect();
+    let theirs = format!("{} are saved", source.msrs.len());
+    let ours = if missing.is_empty() {
+        "has them all".to_owned()
+    } else {
+        format!("lacks {}, and takes them while they are zero", missing.join(" "))
     };
-    Ok(supported.as_slice().iter().map(entry).collect())
-}
-
-/// The features that the guest sees and this host lacks, by name.
-fn missing_features(guest: &[CpuidV1], host: &[CpuidV1]) -> Vec<String> {
-    let mut missing = Vec::new();
-    for word in &FEATURE_WORDS {
-        let seen = entry(guest, word).map_or(0, word.register);
-        let had = entry(host, word).map_or(0, word.register);
-        for bit in (0..32).filter(|bit| seen & !had & (1 << bit) != 0) {
-            let known = NAMES.iter().find(|(name, number, _)| *name == word.name && *number == bit);
-            missing
-                .push(known.map_or_else(|| format!("{} bit {bit}", word.name), |known| known.2.to_owned()));
-        }
-    }
-    missing
+    Aspect::fits("msrs", "MSRs", theirs, ours)
 }
 
 /// Tolerance of the TSC's frequency without scaling, as KVM has it: 250 parts per million.
@@ -132,59 +103,52 @@ fn same_frequency(one_khz: u32, other_khz: u32) -> bool {
     u64::from(one_khz.abs_diff(other_khz)) * 4000 <= u64::from(one_khz)
 }
 
-/// All differences that forbid the guest of `source` to run here, each in one sentence. `can_scale`: this
-/// host can give a guest another TSC frequency than its own.
-pub fn differences(source: &PlatformV1, here: &PlatformV1, host: &[CpuidV1], can_scale: bool) -> Vec<String> {
+fn tsc(source: &PlatformV1, here: &Here<'_>) -> Aspect {
+    let (theirs, ours) = (source.tsc_khz, here.platform.tsc_khz);
+    let (code, name, seen) = ("tsc", "TSC frequency", format!("{theirs} kHz"));
+    if here.can_scale {
+        return Aspect::fits(code, name, seen, format!("{ours} kHz, and can scale"));
+    }
+    if same_frequency(theirs, ours) {
+        return Aspect::fits(code, name, seen, format!("{ours} kHz"));
+    }
+    let remedy = "use a host of the same frequency, or one that can scale";
+    Aspect::differs(code, name, seen, format!("{ours} kHz, and cannot scale"), remedy)
+}
+
+fn xsave(source: &PlatformV1, here: &Here<'_>) -> Aspect {
+    let (theirs, ours) = (source.xsave_bytes, here.platform.xsave_bytes);
+    let (code, name) = ("xsave", "XSAVE area");
+    let (seen, has) = (format!("{theirs} bytes"), format!("{ours} bytes"));
+    if theirs <= ours {
+        return Aspect::fits(code, name, seen, has);
+    }
+    Aspect::differs(code, name, seen, has, "hide the larger features at the source (--cpu)")
+}
+
+fn devices(source: &[DeviceFactV1], here: &[DeviceFactV1]) -> Vec<Aspect> {
+    let remedy = "start the destination with the same --disk, --net and --serial as the source";
     let mut list = Vec::new();
-    let missing = missing_features(&source.cpuid, host);
-    if !missing.is_empty() {
-        list.push(format!(
-            "the guest sees CPU features that this host ({}) lacks: {}; hide them at the source (--cpu)",
-            here.kvm,
-            missing.join(", ")
+    for theirs in source {
+        let ours = here.iter().find(|ours| ours.name == theirs.name && ours.instance == theirs.instance);
+        list.push(device(
+            theirs,
+            theirs.detail.clone(),
+            ours.map_or("none".to_owned(), |o| o.detail.clone()),
+            remedy,
         ));
     }
-    if !can_scale && !same_frequency(source.tsc_khz, here.tsc_khz) {
-        let (theirs, ours) = (source.tsc_khz, here.tsc_khz);
-        list.push(format!(
-            "the guest's TSC runs at {theirs} kHz, this host's at {ours} kHz, and it cannot scale; use a host \
-             of the same frequency"
-        ));
-    }
-    if source.xsave_bytes > here.xsave_bytes {
-        list.push(format!(
-            "the guest's XSAVE area has {} bytes, this host's {}; hide the larger features at the source (--cpu)",
-            source.xsave_bytes, here.xsave_bytes
-        ));
-    }
-    list.extend(device_differences(&source.devices, &here.devices));
+    let is_new = |ours: &&DeviceFactV1| {
+        !source.iter().any(|theirs| ours.name == theirs.name && ours.instance == theirs.instance)
+    };
+    list.extend(
+        here.iter().filter(is_new).map(|ours| device(ours, "none".to_owned(), ours.detail.clone(), remedy)),
+    );
     list
 }
 
-fn device_differences(source: &[DeviceFactV1], here: &[DeviceFactV1]) -> Vec<String> {
-    let same_place = |a: &DeviceFactV1, b: &DeviceFactV1| a.name == b.name && a.instance == b.instance;
-    let mut list = Vec::new();
-    for theirs in source {
-        let DeviceFactV1 { name, instance, detail } = theirs;
-        match here.iter().find(|ours| same_place(ours, theirs)) {
-            None => {
-                list.push(format!("the guest has {name}/{instance} ({detail}), the destination has none"))
-            }
-            Some(ours) if ours.detail != *detail => list.push(format!(
-                "{name}/{instance} is \"{detail}\" at the source, \"{}\" at the destination",
-                ours.detail
-            )),
-            Some(_) => {}
-        }
-    }
-    for ours in here.iter().filter(|ours| !source.iter().any(|theirs| same_place(ours, theirs))) {
-        let DeviceFactV1 { name, instance, detail } = ours;
-        list.push(format!("the destination has {name}/{instance} ({detail}), the guest has none"));
-    }
-    if !list.is_empty() {
-        list.push("start the destination with the same --disk, --net and --serial as the source".to_owned());
-    }
-    list
+fn device(fact: &DeviceFactV1, source: String, here: String, remedy: &str) -> Aspect {
+    Aspect::equal("device", &format!("{}/{}", fact.name, fact.instance), source, here, remedy)
 }
 
 #[cfg(test)]
@@ -193,37 +157,66 @@ mod tests {
 
     fn platform(ecx: u32, devices: Vec<DeviceFactV1>) -> PlatformV1 {
         let leaf1 = CpuidV1 { leaf: 1, subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx, edx: 0 };
-        let (tsc_khz, msrs, xsave_bytes) = (2_000_000, Vec::new(), 4096);
-        PlatformV1 { cpuid: vec![leaf1], tsc_khz, msrs, xsave_bytes, devices, kvm: "test".into() }
+        let (tsc_khz, msrs, xsave_bytes) = (2_000_000, vec![0x10], 4096);
+        let (kvm, feature_msrs) = ("test".into(), Vec::new());
+        PlatformV1 { cpuid: vec![leaf1], tsc_khz, msrs, xsave_bytes, devices, kvm, feature_msrs }
     }
 
     fn disk(detail: &str) -> DeviceFactV1 {
         DeviceFactV1 { name: "virtio-blk".into(), instance: 0, detail: detail.into() }
     }
 
+    fn refused(source: &PlatformV1, here: &PlatformV1, can_scale: bool) -> Vec<Aspect> {
+        let cpuid = here.cpuid.clone();
+        let offer = Offer { cpuid, msrs: here.feature_msrs.clone(), forced: FeatureSet::default() };
+        let list = compare(source, &Here { platform: here, offer: &offer, can_scale });
+        list.into_iter().filter(|aspect| !aspect.is_ok()).collect()
+    }
+
     #[test]
-    fn equal_sides_have_no_differences() {
+    fn equal_sides_fit_in_every_aspect() {
         let one = platform(1 << 13, vec![disk("1 GiB")]);
-        assert_eq!(differences(&one, &one, &one.cpuid, false), Vec::<String>::new());
+        assert_eq!(refused(&one, &one, false), []);
     }
 
     #[test]
     fn a_missing_feature_is_named() {
-        let (guest, host) = (platform(1 << 13 | 1 << 31, vec![]), platform(0, vec![]));
-        let list = differences(&guest, &host, &host.cpuid, false);
+        let (guest, host) = (platform(1 << 13 | 1 << 20, vec![]), platform(0, vec![]));
+        let list = refused(&guest, &host, false);
         assert_eq!(list.len(), 1);
-        assert!(list[0].contains("cx16"), "{list:?}");
-        assert!(differences(&host, &guest, &guest.cpuid, false).is_empty(), "more features do no harm");
+        assert!(list[0].text().contains("lacks cx16 sse4_2;"), "{list:?}");
+        assert_eq!(refused(&host, &guest, false), [], "more features do no harm");
+    }
+
+    #[test]
+    fn a_processor_without_a_weakness_is_not_replaced_by_one_that_has_it() {
+        let (mut guest, host) = (platform(0, vec![]), platform(0, vec![]));
+        guest.feature_msrs.push(MsrV1 { index: 0x10a, value: 1 << 5 });
+        assert!(refused(&guest, &host, false)[0].text().contains("lacks arch_cap_mds_no"));
     }
 
     #[test]
     fn devices_and_frequency_are_compared_with_both_values() {
         let (source, mut here) = (platform(0, vec![disk("1 GiB")]), platform(0, vec![disk("2 GiB")]));
         here.tsc_khz = 2_600_000;
-        let text = differences(&source, &here, &here.cpuid, false).join("; ");
-        for part in ["1 GiB", "2 GiB", "2000000 kHz", "2600000 kHz"] {
+        let text = refused(&source, &here, false).iter().map(Aspect::text).collect::<Vec<_>>().join("\n");
+        for part in ["virtio-blk/0: source 1 GiB, destination 2 GiB", "2000000 kHz", "2600000 kHz"] {
             assert!(text.contains(part), "{part} is not in: {text}");
         }
-        assert!(!differences(&source, &here, &here.cpuid, true).join("").contains("kHz"));
+        assert!(!refused(&source, &here, true).iter().any(|aspect| aspect.code == "tsc"));
+        here.devices.clear();
+        assert!(refused(&source, &here, true)[0].text().contains("destination none"));
+        assert!(refused(&here, &source, true)[0].text().contains("source none"));
+    }
+
+    #[test]
+    fn a_register_that_the_destination_lacks_is_told_and_no_obstacle() {
+        let (mut guest, host) = (platform(0, vec![]), platform(0, vec![]));
+        guest.msrs.push(0x4b56_4d08);
+        assert_eq!(refused(&guest, &host, false), []);
+        let offer = Offer { cpuid: vec![], msrs: vec![], forced: FeatureSet::default() };
+        let list = compare(&guest, &Here { platform: &host, offer: &offer, can_scale: false });
+        let msrs = list.iter().find(|aspect| aspect.code == "msrs").unwrap();
+        assert!(msrs.destination.contains("lacks 0x4b564d08"), "{msrs:?}");
     }
 }

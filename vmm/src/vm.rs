@@ -15,13 +15,14 @@ use crate::boot::Entry;
 use crate::config::{CpuModel, VmConfig};
 use crate::control::EventSink;
 use crate::devices::{DeviceError, DeviceSet, Plugs};
+use crate::host::KvmKind;
 use crate::kvm::{DirtyLog, set_slot};
 use crate::layout;
 use crate::lines::Lines;
 use crate::memory::{self, MemoryError, Residency};
 use crate::platform::PlatformV1;
 use crate::run_control::{Hold, Machinery, RunControl};
-use crate::vcpu::{self, Bus, CpuidV1, Hidden, Vcpu, VcpuError, VcpuEvent, VcpuSet};
+use crate::vcpu::{self, Bus, CpuidV1, Feature, Offer, Profile, Template, Vcpu, VcpuError, VcpuEvent, VcpuSet};
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -75,7 +76,7 @@ pub struct Host {
     /// What kind of KVM it is, for people.
     pub kind: String,
     /// Features that no guest may see here.
-    pub hidden: Vec<Hidden>,
+    pub hidden: Vec<Feature>,
 }
 
 /// What is stopped and started together.
@@ -202,14 +203,17 @@ impl Vm {
 pub(crate) fn platform(core: &Core, host: &Host) -> PlatformV1 {
     let (mut cpuid, mut msrs, mut xsave_bytes, mut tsc_khz): (Vec<CpuidV1>, Vec<u64>, u32, u32) =
         Default::default();
+    let mut feature_msrs = Vec::new();
     if let Some(vcpu) = core.vcpus().iter().next() {
         cpuid = vcpu.cpuid().to_vec();
+        vcpu::forced(KvmKind::detect()).show(&mut cpuid);
+        feature_msrs = vcpu.feature_msrs().unwrap_or_default();
         msrs = vcpu.access().msrs().iter().copied().map(u64::from).collect();
         xsave_bytes = vcpu.access().xsave_bytes() as u32;
         tsc_khz = vcpu.tsc_khz().unwrap_or(0);
     }
     let devices = core.devices().facts().iter().map(|known| known.fact.clone()).collect();
-    PlatformV1 { cpuid, tsc_khz, msrs, xsave_bytes, devices, kvm: host.kind.clone() }
+    PlatformV1 { cpuid, tsc_khz, msrs, xsave_bytes, devices, kvm: host.kind.clone(), feature_msrs }
 }
 
 /// The in-kernel chips, before any vCPU.
@@ -227,12 +231,10 @@ fn make_vcpus(host: &Host, vm: &VmFd, config: &VmConfig, ram: &GuestRam) -> Resu
     let at = |index| move |source| BuildError::Vcpu { index, source };
     let profile = match &config.cpu {
         CpuModel::Host => None,
-        CpuModel::Profile(name) => Some(vcpu::profile_named(name)?),
+        CpuModel::Profile(name) => Some(Profile::named(name)?),
     };
-    let template = match vcpu::template(&host.kvm, cpus, profile, &host.hidden) {
-        Err(VcpuError::Profile(error)) => return Err(error.into()),
-        other => other.map_err(at(0))?,
-    };
+    let offer = Offer::of(&host.kvm, &host.hidden).map_err(at(0))?;
+    let template = Template::new(offer, cpus, profile.as_ref())?;
     let msrs = vcpu::msr_indices(&host.kvm).map_err(kvm_error("GET_MSR_INDEX_LIST"))?;
     let make = |index| Vcpu::new(vm, index, cpus, &template, &msrs, ram.clone()).map_err(at(index));
     (0..cpus).map(make).collect()

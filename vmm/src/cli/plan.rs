@@ -179,7 +179,7 @@ impl fmt::Display for Plan {
             (None, incoming) => writeln!(f, "incoming     {}", serde_json::json!(incoming))?,
         }
         if !self.host_needs.reason.is_empty() {
-            let hidden: Vec<&str> = self.host_needs.hidden.iter().map(|feature| feature.name).collect();
+            let hidden: Vec<String> = self.host_needs.hidden.iter().map(ToString::to_string).collect();
             writeln!(f, "added here   {}", self.host_needs.kernel_words.join(" "))?;
             writeln!(f, "hidden       {}", hidden.join(" "))?;
             writeln!(f, "because      {}", self.host_needs.reason)?;

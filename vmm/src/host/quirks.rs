@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::kind::KvmKind;
-use crate::vcpu::{Hidden, Register};
+use crate::vcpu::Feature;
 
 /// What is particular about a kind of KVM.
 #[derive(Clone, Copy, Debug)]
@@ -13,8 +13,8 @@ pub struct Quirk {
     kind: KvmKind,
     /// Words for the kernel's command line; the user's win over them.
     words: &'static str,
-    /// Features to take out of CPUID.
-    hidden: &'static [Hidden],
+    /// Names of the features to take out of CPUID.
+    hidden: &'static [&'static str],
     /// Why, for people.
     reason: &'static str,
 }
@@ -23,7 +23,7 @@ pub struct Quirk {
 const QUIRKS: &[Quirk] = &[Quirk {
     kind: KvmKind::Pvm,
     words: tern_guest_images::CMDLINE_INTERPRETED_RING0,
-    hidden: &[Hidden { name: "cx16", leaf: 1, subleaf: 0, register: Register::Ecx, bit: 13 }],
+    hidden: &["cx16"],
     reason: "kvm_pvm interprets ring 0 and does not know every instruction; its CPUID can hide only some \
              features, so the kernel must be told not to use the others",
 }];
@@ -35,13 +35,13 @@ pub struct Needs {
     pub kernel_words: Vec<String>,
     /// Features to take out of CPUID.
     #[serde(serialize_with = "names")]
-    pub hidden: Vec<Hidden>,
+    pub hidden: Vec<Feature>,
     /// Why, for people; empty where nothing is needed.
     pub reason: &'static str,
 }
 
-fn names<S: serde::Serializer>(hidden: &[Hidden], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(hidden.iter().map(|feature| feature.name))
+fn names<S: serde::Serializer>(hidden: &[Feature], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(hidden.iter().map(ToString::to_string))
 }
 
 /// What `kind` needs.
@@ -49,7 +49,7 @@ pub fn needs(kind: KvmKind) -> Needs {
     match QUIRKS.iter().find(|quirk| quirk.kind == kind) {
         Some(quirk) => Needs {
             kernel_words: quirk.words.split_whitespace().map(str::to_owned).collect(),
-            hidden: quirk.hidden.to_vec(),
+            hidden: quirk.hidden.iter().filter_map(|name| Feature::named(name)).collect(),
             reason: quirk.reason,
         },
         None => Needs::default(),

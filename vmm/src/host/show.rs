@@ -53,7 +53,7 @@ fn lines(host: &HostFacts) -> Vec<(&'static str, String)> {
     lines.push(("TAP", format!("/dev/net/tun {}, CAP_NET_ADMIN {}", yes(system.tun), yes(system.net_admin))));
     if !host.needs.reason.is_empty() {
         lines.push(("guests need", host.needs.kernel_words.join(" ")));
-        let hidden: Vec<&str> = host.needs.hidden.iter().map(|feature| feature.name).collect();
+        let hidden: Vec<String> = host.needs.hidden.iter().map(ToString::to_string).collect();
         lines.push(("hidden from them", hidden.join(" ")));
         lines.push(("because", host.needs.reason.to_owned()));
     }

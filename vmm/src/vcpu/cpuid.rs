@@ -1,10 +1,11 @@
 //! CPUID: what the guest sees of its processors. Leaves: Intel SDM volume 2, CPUID.
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm};
+use std::fmt;
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use tern_schema::record;
 
-use super::{Profile, VcpuError};
+use super::{MsrV1, Offer, Profile, ProfileError, VcpuError};
 
 record! {
     /// One CPUID entry.
@@ -26,7 +27,25 @@ record! {
     }
 }
 
+impl From<&kvm_cpuid_entry2> for CpuidV1 {
+    fn from(entry: &kvm_cpuid_entry2) -> Self {
+        let kvm_cpuid_entry2 { function: leaf, index: subleaf, flags, eax, ebx, ecx, edx, padding: _ } =
+            *entry;
+        Self { leaf, subleaf, flags, eax, ebx, ecx, edx }
+    }
+}
+
 impl CpuidV1 {
+    /// One of the four.
+    pub fn register(&self, register: Register) -> u32 {
+        match register {
+            Register::Eax => self.eax,
+            Register::Ebx => self.ebx,
+            Register::Ecx => self.ecx,
+            Register::Edx => self.edx,
+        }
+    }
+
     pub(super) fn register_mut(&mut self, register: Register) -> &mut u32 {
         match register {
             Register::Eax => &mut self.eax,
@@ -50,87 +69,54 @@ pub enum Register {
     Edx,
 }
 
-/// A feature bit that the guest must not see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hidden {
-    /// Name, for people.
-    pub name: &'static str,
-    /// Leaf.
-    pub leaf: u32,
-    /// Subleaf.
-    pub subleaf: u32,
-    /// Register.
-    pub register: Register,
-    /// Bit number.
-    pub bit: u32,
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eax => "eax",
+            Self::Ebx => "ebx",
+            Self::Ecx => "ecx",
+            Self::Edx => "edx",
+        })
+    }
 }
 
-const LEAF_FEATURES: u32 = 1;
+pub(super) const LEAF_FEATURES: u32 = 1;
 const LEAF_CACHES: u32 = 4;
-const LEAF_PMU: u32 = 0xa;
-const LEAF_TOPOLOGY: u32 = 0xb;
-const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+pub(super) const LEAF_TOPOLOGY: u32 = 0xb;
+pub(super) const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 /// Timing information as first defined by VMware: EAX is the TSC's frequency in kHz.
-const LEAF_TIMING: u32 = 0x4000_0010;
-const LEAF_HYPERVISOR: u32 = 0x4000_0000;
+pub(super) const LEAF_TIMING: u32 = 0x4000_0010;
+pub(super) const LEAF_HYPERVISOR: u32 = 0x4000_0000;
 const LEAF_AMD_CORES: u32 = 0x8000_0008;
 
-const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
-const LEAF_SVM: u32 = 0x8000_000a;
-
-const ECX_VMX: u32 = 1 << 5;
-const ECX_SVM: u32 = 1 << 2;
-const ECX_TSC_DEADLINE: u32 = 1 << 24;
-const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 
-/// What all vCPUs of a VM of `cpus` vCPUs have in common: what KVM can virtualise, limited to `profile`, less `hidden`.
-/// Performance counters, VMX and SVM stay hidden: their state doesn't travel.
-pub fn template(
-    kvm: &Kvm,
-    cpus: u32,
-    profile: Option<&Profile>,
-    hidden: &[Hidden],
-) -> Result<Vec<CpuidV1>, VcpuError> {
-    let supported =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VcpuError::kvm("GET_SUPPORTED_CPUID"))?;
-    let mut leaves: Vec<CpuidV1> = supported
-        .as_slice()
-        .iter()
-        .filter(|entry| ![LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2, LEAF_TIMING].contains(&entry.function))
-        .map(|entry| {
-            let kvm_cpuid_entry2 { function: leaf, index: subleaf, flags, eax, ebx, ecx, edx, padding: _ } =
-                *entry;
-            CpuidV1 { leaf, subleaf, flags, eax, ebx, ecx, edx }
-        })
-        .collect();
-    for entry in &mut leaves {
-        match entry.leaf {
-            LEAF_FEATURES => {
-                entry.ecx = (entry.ecx | ECX_HYPERVISOR) & !ECX_VMX;
-                if kvm.check_extension(Cap::TscDeadlineTimer) {
-                    entry.ecx |= ECX_TSC_DEADLINE;
-                }
-            }
-            LEAF_AMD_FEATURES => entry.ecx &= !ECX_SVM,
-            LEAF_PMU | LEAF_SVM => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-            LEAF_HYPERVISOR => entry.eax = entry.eax.max(LEAF_TIMING),
-            _ => {}
-        }
-    }
-    leaves.push(CpuidV1 { leaf: LEAF_TIMING, subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 });
-    leaves.extend(topology(cpus));
-    if let Some(profile) = profile {
-        profile.apply(&mut leaves)?;
-    }
-    hidden.iter().for_each(|feature| hide(&mut leaves, feature));
-    Ok(leaves)
+/// What all vCPUs of a machine have in common.
+#[derive(Debug, Clone)]
+pub struct Template {
+    /// CPUID.
+    pub cpuid: Vec<CpuidV1>,
+    /// Registers that say what the processor is, to be written where they differ from KVM's own.
+    pub msrs: Vec<MsrV1>,
 }
 
-fn hide(leaves: &mut [CpuidV1], feature: &Hidden) {
-    let Hidden { name: _, leaf, subleaf, register, bit } = *feature;
-    for entry in leaves.iter_mut().filter(|entry| entry.leaf == leaf && entry.subleaf == subleaf) {
-        *entry.register_mut(register) &= !(1 << bit);
+impl Template {
+    /// The vCPUs of a machine of `cpus`: what this host offers, limited to `profile`.
+    ///
+    /// # Errors
+    /// The host lacks some of the profile.
+    pub fn new(offer: Offer, cpus: u32, profile: Option<&Profile>) -> Result<Self, ProfileError> {
+        let limited = match profile {
+            Some(profile) => profile.apply(offer)?,
+            None => offer,
+        };
+        let Offer { mut cpuid, msrs, forced: _ } = limited;
+        for entry in cpuid.iter_mut().filter(|entry| entry.leaf == LEAF_HYPERVISOR) {
+            entry.eax = entry.eax.max(LEAF_TIMING);
+        }
+        cpuid.push(CpuidV1 { leaf: LEAF_TIMING, subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 });
+        cpuid.extend(topology(cpus));
+        Ok(Self { cpuid, msrs })
     }
 }
 
@@ -180,6 +166,7 @@ pub(super) fn to_kvm(entries: &[CpuidV1]) -> Result<CpuId, VcpuError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::FeatureSet;
     use super::*;
 
     fn features() -> Vec<CpuidV1> {
@@ -199,10 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_feature_is_gone_and_the_others_are_not() {
-        let mut leaves = features();
-        let cx16 = Hidden { name: "cx16", leaf: 1, subleaf: 0, register: Register::Ecx, bit: 13 };
-        hide(&mut leaves, &cx16);
-        assert_eq!(leaves[0].ecx, !(1 << 13));
+    fn a_template_has_a_timing_leaf_and_says_so() {
+        let hypervisor =
+            CpuidV1 { leaf: LEAF_HYPERVISOR, subleaf: 0, flags: 0, eax: 0x4000_0001, ebx: 0, ecx: 0, edx: 0 };
+        let offer = Offer { cpuid: vec![hypervisor], msrs: Vec::new(), forced: FeatureSet::default() };
+        let cpuid = Template::new(offer, 1, None).unwrap().cpuid;
+        assert_eq!((cpuid[0].eax, cpuid[1].leaf), (LEAF_TIMING, LEAF_TIMING));
     }
 }

@@ -2,17 +2,21 @@
 
 mod cpuid;
 mod fault;
+mod feature;
 mod msr;
+mod offer;
 mod profile;
 mod registers;
 mod run;
 mod set;
 mod state;
 
-pub use cpuid::{CpuidV1, Hidden, Register, template};
+pub use cpuid::{CpuidV1, Register, Template};
 pub use fault::VcpuFault;
+pub use feature::{Feature, FeatureSet, MSR_ARCH_CAPABILITIES, Place};
 pub use msr::{MSR_TSC, MSR_TSC_DEADLINE, MsrV1, indices as msr_indices};
-pub use profile::{PROFILES, Profile, ProfileError, named as profile_named};
+pub use offer::{Offer, forced, vendor};
+pub use profile::{AddressBits, Fault as ProfileFault, HostNote, Profile, ProfileError};
 pub use registers::{DebugRegsV1, EventsV1, RegsV1, SegmentV1, SregsV1, TableV1, XcrV1};
 pub use run::{Bus, Vcpu, VcpuEvent};
 pub use set::{VcpuGuard, VcpuSet};
@@ -89,9 +93,6 @@ pub enum VcpuError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// The profile can't be had.
-    #[error(transparent)]
-    Profile(#[from] ProfileError),
     /// CPUID has more entries than KVM takes.
     #[error("{count} CPUID entries are more than KVM takes")]
     TooManyCpuidEntries {

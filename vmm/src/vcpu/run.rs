@@ -9,7 +9,8 @@ use tern_migration::GuestRam;
 use super::cpuid::{for_vcpu, to_kvm};
 use crate::boot::{self, Entry};
 
-use super::{CpuidV1, StateAccess, VcpuError, VcpuFault, VcpuV1, fault};
+use super::{CpuidV1, MSR_ARCH_CAPABILITIES, MsrV1, StateAccess, Template, VcpuError, VcpuFault, VcpuV1};
+use super::{fault, msr};
 
 /// Where a vCPU's port and memory accesses go.
 pub trait Bus: Send + Sync {
@@ -94,17 +95,25 @@ impl Vcpu {
         vm: &VmFd,
         index: u32,
         cpus: u32,
-        template: &[CpuidV1],
+        template: &Template,
         msr_candidates: &[u32],
         ram: GuestRam,
     ) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(u64::from(index)).map_err(VcpuError::kvm("CREATE_VCPU"))?;
         let tsc_khz = fd.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))?;
-        let cpuid = for_vcpu(template, index, cpus, tsc_khz);
+        let cpuid = for_vcpu(&template.cpuid, index, cpus, tsc_khz);
         fd.set_cpuid2(&to_kvm(&cpuid)?).map_err(VcpuError::kvm("SET_CPUID2"))?;
         let access = StateAccess::new(vm, &fd, msr_candidates)?;
+        let has = |msr: &&MsrV1| access.msrs().contains(&msr.index);
+        msr::restore(&fd, &template.msrs.iter().filter(has).cloned().collect::<Vec<_>>())?;
         let msr_candidates = msr_candidates.to_vec();
         Ok(Self { index, fd, ram, cpuid, access, msr_candidates })
+    }
+
+    /// The registers that say what the processor is. Not while it runs.
+    pub fn feature_msrs(&self) -> Result<Vec<MsrV1>, VcpuError> {
+        let has = |index: &u32| self.access.msrs().contains(index);
+        msr::save(&self.fd, &[MSR_ARCH_CAPABILITIES].into_iter().filter(has).collect::<Vec<_>>())
     }
 
     /// Sets vCPU 0 to a kernel's entry; the others wait for SIPI.
