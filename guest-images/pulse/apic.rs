@@ -12,11 +12,14 @@ const COMMAND_LOW: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
 const TIMER: u64 = 0x320;
 const LINT0: u64 = 0x350;
+/// Bits of the interrupts 0x40 to 0x5f that wait to be taken.
+const PENDING_0X40: u64 = 0x220;
 const INITIAL_COUNT: u64 = 0x380;
 const CURRENT_COUNT: u64 = 0x390;
 const DIVIDE: u64 = 0x3e0;
 
 const MASKED: u32 = 1 << 16;
+const PERIODIC: u32 = 1 << 17;
 const TSC_DEADLINE: u32 = 1 << 18;
 /// CPUID leaf 1, ecx.
 const CPUID_TSC_DEADLINE: u32 = 1 << 24;
@@ -70,14 +73,7 @@ pub(crate) fn choose_timer(tsc_khz: u64) -> Timer {
     if cpu::cpuid(1)[2] & CPUID_TSC_DEADLINE != 0 && read(TIMER) & TSC_DEADLINE != 0 {
         return Timer::TscDeadline;
     }
-    write(DIVIDE, DIVIDE_BY_1);
-    write(INITIAL_COUNT, u32::MAX);
-    let start = cpu::rdtsc();
-    pause_us(10_000, tsc_khz);
-    let ticks = u64::from(u32::MAX - read(CURRENT_COUNT));
-    let cycles = cpu::rdtsc() - start;
-    write(INITIAL_COUNT, 0);
-    Timer::OneShot { khz: (ticks * tsc_khz / cycles).max(1) }
+    Timer::OneShot { khz: timer_khz(tsc_khz) }
 }
 
 /// Turns on this vCPU's APIC and its timer.
@@ -87,6 +83,52 @@ pub(crate) fn enable(timer: Timer) {
     write(DIVIDE, DIVIDE_BY_1);
     let mode = if matches!(timer, Timer::TscDeadline) { TSC_DEADLINE } else { 0 };
     write(TIMER, mode | u32::from(cpu::TIMER_VECTOR));
+}
+
+/// The timer's mode: all but the deadline count down from [`set_count`].
+#[derive(Clone, Copy)]
+pub(crate) enum Mode {
+    OneShot,
+    Periodic,
+}
+
+/// Sets the timer's mode; it counts from the next [`set_count`].
+pub(crate) fn set_mode(mode: Mode) {
+    let bits = if matches!(mode, Mode::Periodic) { PERIODIC } else { 0 };
+    write(TIMER, bits | u32::from(cpu::TIMER_VECTOR));
+}
+
+/// Starts the count-down; 0 stops it.
+pub(crate) fn set_count(count: u32) {
+    write(INITIAL_COUNT, count);
+}
+
+/// What the count-down began with, and where it is.
+pub(crate) fn counts() -> (u32, u32) {
+    (read(INITIAL_COUNT), read(CURRENT_COUNT))
+}
+
+/// The timer's entry in the local vector table.
+pub(crate) fn timer_entry() -> u32 {
+    read(TIMER)
+}
+
+/// Has the timer's interrupt come, and not been taken yet?
+pub(crate) fn is_timer_pending() -> bool {
+    read(PENDING_0X40) & 1 << (cpu::TIMER_VECTOR - 0x40) != 0
+}
+
+/// Counts of the timer in a millisecond.
+pub(crate) fn timer_khz(tsc_khz: u64) -> u64 {
+    write(TIMER, MASKED);
+    write(DIVIDE, DIVIDE_BY_1);
+    write(INITIAL_COUNT, u32::MAX);
+    let start = cpu::rdtsc();
+    pause_us(10_000, tsc_khz);
+    let ticks = u64::from(u32::MAX - read(CURRENT_COUNT));
+    let cycles = cpu::rdtsc() - start;
+    write(INITIAL_COUNT, 0);
+    (ticks * tsc_khz / cycles).max(1)
 }
 
 /// Starts the vCPU with this APIC id and index; false if it does not come within 5 s.

@@ -30,6 +30,11 @@
 .set SERVICE_SLEEP, 1
 .set SERVICE_CPUID, 2
 .set SERVICE_WRMSR, 3
+.set SERVICE_RDMSR, 5
+.set SERVICE_HALT, 6
+.set SERVICE_SET_DEBUG, 7
+.set SERVICE_GET_DEBUG, 8
+.set SERVICE_COPY, 9
 .set MSR_TSC_DEADLINE, 0x6e0
 .set MSR_EFER, 0xc0000080
 
@@ -145,8 +150,55 @@ invalid_opcode:
     cmpl $SERVICE_CPUID, %r8d
     je service_cpuid
     cmpl $SERVICE_WRMSR, %r8d
-    jne service_stop
+    jne 1f
     wrmsr
+    iretq
+1:  cmpl $SERVICE_RDMSR, %r8d
+    je service_rdmsr
+    cmpl $SERVICE_HALT, %r8d
+    je service_halt
+    cmpl $SERVICE_SET_DEBUG, %r8d
+    je service_set_debug
+    cmpl $SERVICE_GET_DEBUG, %r8d
+    je service_get_debug
+    cmpl $SERVICE_COPY, %r8d
+    jne service_stop
+    rep movsb                       // rdi, rsi, rcx: in ring 0, and so interpreted on some hosts
+    iretq
+
+service_rdmsr:
+    rdmsr
+    iretq
+
+// rdi = six words: DR0 to DR3, DR6, DR7. All changes rax.
+service_set_debug:
+    movq (%rdi), %rax
+    movq %rax, %dr0
+    movq 8(%rdi), %rax
+    movq %rax, %dr1
+    movq 16(%rdi), %rax
+    movq %rax, %dr2
+    movq 24(%rdi), %rax
+    movq %rax, %dr3
+    movq 32(%rdi), %rax
+    movq %rax, %dr6
+    movq 40(%rdi), %rax
+    movq %rax, %dr7
+    iretq
+
+service_get_debug:
+    movq %dr0, %rax
+    movq %rax, (%rdi)
+    movq %dr1, %rax
+    movq %rax, 8(%rdi)
+    movq %dr2, %rax
+    movq %rax, 16(%rdi)
+    movq %dr3, %rax
+    movq %rax, 24(%rdi)
+    movq %dr6, %rax
+    movq %rax, 32(%rdi)
+    movq %dr7, %rax
+    movq %rax, 40(%rdi)
     iretq
 
 service_cpuid:
@@ -162,6 +214,7 @@ service_sleep:
     jmp 2f
 1:  movl $MSR_TSC_DEADLINE, %ecx
     wrmsr
+service_halt:
 2:  sti
 sleep_hlt:
     hlt

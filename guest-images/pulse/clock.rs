@@ -13,15 +13,38 @@ const PIT_COUNT: u64 = 59_659; // 50 ms
 
 /// `pvclock_vcpu_time_info` (kernel's Documentation/virt/kvm/x86/msr.rst).
 #[repr(C, align(64))]
-struct KvmClock {
-    version: u32,
+#[derive(Clone, Copy)]
+pub(crate) struct KvmClock {
+    pub(crate) version: u32,
     pad: u32,
     tsc_timestamp: u64,
     system_time: u64,
     tsc_to_system_mul: u32,
     tsc_shift: i8,
-    flags: u8,
+    pub(crate) flags: u8,
     pad2: [u8; 2],
+}
+
+impl KvmClock {
+    pub(crate) const EMPTY: Self = Self {
+        version: 0,
+        pad: 0,
+        tsc_timestamp: 0,
+        system_time: 0,
+        tsc_to_system_mul: 0,
+        tsc_shift: 0,
+        flags: 0,
+        pad2: [0; 2],
+    };
+
+    /// The clock, in ns, when the TSC is `tsc`.
+    pub(crate) fn at(&self, tsc: u64) -> u64 {
+        let passed = tsc.wrapping_sub(self.tsc_timestamp);
+        let shift = u32::from(self.tsc_shift.unsigned_abs());
+        let shifted = if self.tsc_shift < 0 { passed >> shift } else { passed << shift };
+        let scaled = u128::from(shifted) * u128::from(self.tsc_to_system_mul) >> 32;
+        self.system_time.wrapping_add(scaled as u64)
+    }
 }
 
 struct Shared(UnsafeCell<KvmClock>);
@@ -29,16 +52,7 @@ struct Shared(UnsafeCell<KvmClock>);
 // SAFETY: only vCPU 0 reads it, by volatile reads; KVM writes it.
 unsafe impl Sync for Shared {}
 
-static CLOCK: Shared = Shared(UnsafeCell::new(KvmClock {
-    version: 0,
-    pad: 0,
-    tsc_timestamp: 0,
-    system_time: 0,
-    tsc_to_system_mul: 0,
-    tsc_shift: 0,
-    flags: 0,
-    pad2: [0; 2],
-}));
+static CLOCK: Shared = Shared(UnsafeCell::new(KvmClock::EMPTY));
 
 /// kHz of the TSC.
 pub(crate) fn tsc_khz() -> u64 {
@@ -63,14 +77,19 @@ fn from_kvm_leaf() -> Option<u64> {
     Some(u64::from(cpu::cpuid(0x4000_0010)[0])).filter(|khz| *khz != 0)
 }
 
+/// Has KVM keep this vCPU's clock in the page at this address; false where it has no such clock.
+pub(crate) fn switch_on(address: u64) -> bool {
+    let has = kvm_leaves().is_some() && cpu::cpuid(0x4000_0001)[0] & KVM_FEATURE_CLOCKSOURCE2 != 0;
+    if has {
+        cpu::wrmsr(MSR_KVM_SYSTEM_TIME, address | 1);
+    }
+    has
+}
+
 /// Switched on for a moment only, so that no page changes behind the guest's back later.
 fn from_kvm_clock() -> Option<u64> {
-    kvm_leaves()?;
-    if cpu::cpuid(0x4000_0001)[0] & KVM_FEATURE_CLOCKSOURCE2 == 0 {
-        return None;
-    }
     let page = CLOCK.0.get();
-    cpu::wrmsr(MSR_KVM_SYSTEM_TIME, page as u64 | 1);
+    switch_on(page as u64).then_some(())?;
     // SAFETY: KVM has filled it before the guest runs on, and this vCPU is the one it is written for.
     let clock = unsafe { page.read_volatile() };
     cpu::wrmsr(MSR_KVM_SYSTEM_TIME, 0);

@@ -15,6 +15,11 @@ const SLEEP: u32 = 1;
 const CPUID: u32 = 2;
 const WRMSR: u32 = 3;
 const STOP: u32 = 4;
+const RDMSR: u32 = 5;
+const HALT: u32 = 6;
+const SET_DEBUG: u32 = 7;
+const GET_DEBUG: u32 = 8;
+const COPY: u32 = 9;
 
 const KERNEL_CODE: u64 = 0x18;
 
@@ -72,6 +77,77 @@ pub(crate) fn wrmsr(msr: u32, value: u64) {
     }
 }
 
+pub(crate) fn rdmsr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the service reads the MSR and returns.
+    unsafe { asm!("call call_ring0", in("r8d") RDMSR, in("ecx") msr, out("eax") low, out("edx") high) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// DR0 to DR3, DR6, DR7. None of them may be an enabled breakpoint: nothing handles one.
+pub(crate) fn set_debug_registers(values: &[u64; 6]) {
+    // SAFETY: the service reads six words.
+    unsafe { asm!("call call_ring0", in("r8d") SET_DEBUG, in("rdi") values.as_ptr(), out("rax") _) };
+}
+
+/// DR0 to DR3, DR6, DR7.
+pub(crate) fn debug_registers() -> [u64; 6] {
+    let mut values = [0; 6];
+    // SAFETY: the service writes six words.
+    unsafe { asm!("call call_ring0", in("r8d") GET_DEBUG, in("rdi") values.as_mut_ptr(), out("rax") _) };
+    values
+}
+
+/// Copies by one `rep movsb` in ring 0.
+pub(crate) fn copy_in_ring_0(from: &[u8], to: &mut [u8]) {
+    let bytes = from.len().min(to.len());
+    // SAFETY: both ranges are as long as the count says, and a borrow each.
+    unsafe {
+        asm!("call call_ring0", in("r8d") COPY, inout("rcx") bytes => _, inout("rsi") from.as_ptr() => _,
+            inout("rdi") to.as_mut_ptr() => _);
+    }
+}
+
+/// Copies by one `rep movsb` in ring 3.
+pub(crate) fn copy(from: &[u8], to: &mut [u8]) {
+    let bytes = from.len().min(to.len());
+    // SAFETY: as in `copy_in_ring_0`.
+    unsafe {
+        asm!("rep movsb", inout("rcx") bytes => _, inout("rsi") from.as_ptr() => _,
+            inout("rdi") to.as_mut_ptr() => _, options(nostack));
+    }
+}
+
+/// All bytes from one port, by one `rep insb`.
+pub(crate) fn in_string(port: u16, to: &mut [u8]) {
+    // SAFETY: KVM or the processor writes as many bytes as `to` has.
+    unsafe {
+        asm!("rep insb", in("dx") port, inout("rcx") to.len() => _, inout("rdi") to.as_mut_ptr() => _,
+            options(nostack));
+    }
+}
+
+/// All bytes to one port, by one `rep outsb`.
+pub(crate) fn out_string(port: u16, from: &[u8]) {
+    // SAFETY: reads as many bytes as `from` has.
+    unsafe {
+        asm!("rep outsb", in("dx") port, inout("rcx") from.len() => _, inout("rsi") from.as_ptr() => _,
+            options(nostack));
+    }
+}
+
+/// The selectors in CS, DS, ES, FS, GS, SS.
+pub(crate) fn selectors() -> [u64; 6] {
+    let (cs, ds, es, fs, gs, ss): (u64, u64, u64, u64, u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!("mov {0:r}, cs", "mov {1:r}, ds", "mov {2:r}, es", "mov {3:r}, fs", "mov {4:r}, gs",
+            "mov {5:r}, ss", out(reg) cs, out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, out(reg) ss,
+            options(nomem, nostack));
+    }
+    [cs, ds, es, fs, gs, ss]
+}
+
 /// CPUID as ring 0 sees it: on some hosts ring 3 sees more than the VMM has set.
 /// Returns eax, ebx, ecx, edx.
 pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
@@ -99,6 +175,12 @@ pub(crate) fn sleep_one_shot(count: u32) {
     unsafe {
         asm!("call call_ring0", in("r8d") SLEEP, inout("eax") count => _, inout("ecx") 0 => _, out("edx") _);
     }
+}
+
+/// Halts until an interrupt; one that is pending already ends it at once.
+pub(crate) fn halt() {
+    // SAFETY: the service comes back behind the interrupt.
+    unsafe { asm!("call call_ring0", in("r8d") HALT) };
 }
 
 /// Halts this vCPU for ever.

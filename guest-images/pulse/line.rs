@@ -37,6 +37,14 @@ impl Line {
         self
     }
 
+    /// Adds ` sum=` with a checksum (FNV-1a) of all before it.
+    pub(crate) fn sum(self) -> Self {
+        let text = &self.bytes[..self.len];
+        let sum =
+            text.iter().fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        self.hex("sum", u64::from(sum))
+    }
+
     /// The line with its end. What did not fit is cut off.
     pub(crate) fn finish(&mut self) -> &[u8] {
         self.len = self.len.min(CAPACITY - 1);

@@ -19,6 +19,7 @@ mod page;
 mod pattern;
 mod serial;
 mod span;
+mod torture;
 mod watch;
 mod worker;
 
@@ -59,7 +60,23 @@ extern "C" fn cpu_main(start_info: u32, cpu: u32) -> ! {
     // SAFETY: vCPU 0 has stored it before it started this one, and never returns.
     let plan = unsafe { &*PLAN.load(Ordering::Acquire) };
     apic::enable(plan.timer);
-    worker::run(cpu, plan)
+    work(cpu, plan)
+}
+
+fn work(cpu: u32, plan: &Plan) -> ! {
+    if plan.options.torture { torture::run(cpu, plan) } else { worker::run(cpu, plan) }
+}
+
+/// Waits for all vCPUs, and ends the guest.
+fn end(cpu: u32, plan: &Plan) -> ! {
+    plan.finished.fetch_add(1, Ordering::AcqRel);
+    if cpu != 0 {
+        cpu::stop();
+    }
+    while plan.finished.load(Ordering::Acquire) < plan.options.cpus {
+        core::hint::spin_loop();
+    }
+    cpu::power_off()
 }
 
 fn run_first(start_info: u64) -> ! {
@@ -112,7 +129,7 @@ fn run_first(start_info: u64) -> ! {
             fail(Line::new("ERROR a vCPU did not start").number("cpu", u64::from(other)));
         }
     }
-    worker::run(0, &plan)
+    work(0, &plan)
 }
 
 fn banner(plan: &Plan) {
@@ -131,6 +148,9 @@ fn banner(plan: &Plan) {
         .number("start", options.start)
         .number("interval_ms", options.interval_ms)
         .number("tsc_khz", plan.tsc_khz);
+    if options.torture {
+        line = line.text("torture", "on").text("left_out", torture::left_out());
+    }
     serial::print(line.finish(), &mut Watch::new());
 }
 

@@ -56,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) quit_beats: Option<u64>,
     pub(crate) poke_beat: Option<u64>,
     pub(crate) poke: Poke,
+    /// Registers, timers and accesses instead of pages.
+    pub(crate) torture: bool,
 }
 
 impl Default for Options {
@@ -73,6 +75,7 @@ impl Default for Options {
             quit_beats: None,
             poke_beat: None,
             poke: Poke::Content,
+            torture: false,
         }
     }
 }
@@ -109,6 +112,7 @@ impl Options {
             "nap" => self.nap_ms = Some(within(value, 2, 3_600_000)?),
             "quit" => self.quit_beats = Some(within(value, 1, u64::MAX)?),
             "poke" => self.poke_beat = Some(within(value, 1, u64::MAX)?),
+            "torture" => self.torture = choose(value, &[("on", true), ("off", false)])?,
             "poke-at" => {
                 let known = [
                     ("content", Poke::Content),

@@ -5,8 +5,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::cpu;
 use crate::watch::Watch;
 
-const PORT: u16 = 0x3f8;
+/// Where bytes go.
+pub(crate) const PORT: u16 = 0x3f8;
 const LINE_STATUS: u16 = PORT + 5;
+/// Keeps what was written, and does nothing.
+pub(crate) const SCRATCH: u16 = PORT + 7;
 const TRANSMITTER_EMPTY: u8 = 0x20;
 static LOCKED: AtomicBool = AtomicBool::new(false);
 

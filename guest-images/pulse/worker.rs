@@ -240,14 +240,7 @@ impl<'a> Worker<'a> {
                 self.report(number * PAGE_BYTES, wrong, entry);
             }
         }
-        self.plan.finished.fetch_add(1, Ordering::AcqRel);
-        if self.cpu != 0 {
-            cpu::stop();
-        }
-        while self.plan.finished.load(Ordering::Acquire) < self.plan.options.cpus {
-            core::hint::spin_loop();
-        }
-        cpu::power_off()
+        crate::end(self.cpu, self.plan)
     }
 
     fn report(&mut self, page: u64, wrong: Wrong, entry: Entry) {

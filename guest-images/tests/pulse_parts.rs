@@ -40,7 +40,7 @@ fn all_writings() -> impl Iterator<Item = Writing> {
 #[test]
 fn command_line_sets_every_option() {
     let text = "console=ttyS0 quiet ws=84M rate=20000 pattern=hot bytes=4096 content=zero start=1G cpus=4 interval=50 \
-                nap=10 quit=7 poke=3 poke-at=table";
+                nap=10 quit=7 poke=3 poke-at=table torture=on";
     let expected = Options {
         ws_bytes: 84 << 20,
         rate_pages_per_s: Some(20_000),
@@ -54,6 +54,7 @@ fn command_line_sets_every_option() {
         quit_beats: Some(7),
         poke_beat: Some(3),
         poke: Poke::Table,
+        torture: true,
     };
     assert_eq!(Options::parse(text), Ok(expected));
 }
@@ -263,4 +264,16 @@ fn lines_hold_fields_and_never_overflow() {
     let mut long = Line::new("A").text("name", &"x".repeat(1000));
     let bytes = long.finish();
     assert_eq!((bytes.len(), bytes.last()), (320, Some(&b'\n')));
+}
+
+#[test]
+fn a_line_with_a_sum_tells_of_a_lost_or_doubled_byte() {
+    let mut line = Line::new("T").number("seq", 12).sum();
+    let text = str::from_utf8(line.finish()).unwrap();
+    let (said, sum) = text.trim_end().rsplit_once(" sum=0x").unwrap();
+    let fnv = |text: &str| {
+        text.bytes().fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    };
+    assert_eq!((said, u32::from_str_radix(sum, 16)), ("T seq=12", Ok(fnv("T seq=12"))));
+    assert!([" seq=12", "T seq=1", "T seq=122"].iter().all(|other| fnv(other) != fnv("T seq=12")));
 }
