@@ -3,10 +3,11 @@
 CARGO ?= cargo
 GUEST ?= linux
 HOSTS ?= 1
+SECONDS ?= 60
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint setup release
+.PHONY: help demo test bench fuzz lint setup release
 
 help: ## this list
 	@echo "tern, a small KVM hypervisor whose guests migrate"
@@ -14,6 +15,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' Makefile
 	@echo "  make demo GUEST=pulse     the same with the bare guest: no kernel to build, over in seconds"
 	@echo "  make demo HOSTS=2         the same between two network namespaces, as between two hosts"
+	@echo "  make fuzz TARGET=qmp      one of them for longer: SECONDS=600; scripts/fuzz list has the names"
 
 demo: release ## boot a guest, move it while it runs, and show what happened
 	@if [ "$(GUEST)" = linux ]; then scripts/setup network && scripts/image linux release; fi
@@ -26,6 +28,10 @@ test: ## build what is missing, and run all tests
 bench: release ## measure tern, and QEMU on the same guest
 	@scripts/bench-setup
 	@$(RELEASE)/bench
+
+fuzz: ## hostile input to every parser, coverage-guided, SECONDS=60 each
+	@scripts/setup build
+	@scripts/fuzz run $(SECONDS) $(TARGET)
 
 lint: ## formatting, clippy, licenses
 	@scripts/lint

@@ -13,10 +13,13 @@ mod connection;
 mod error;
 mod event;
 mod framer;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod operations;
 mod server;
 mod socket;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod testing;
 
 pub use arguments::{Argument, Kind};

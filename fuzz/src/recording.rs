@@ -1,0 +1,117 @@
+//! A valid migration of a small guest, with what each side said: the stream that mutations begin from, always in
+//! the protocol of this build.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+
+use tern_migration::channel::{Connection, Uri};
+use tern_migration::destination::receive;
+use tern_migration::fake::{FakeVm, Options};
+use tern_migration::source::{Outcome, migrate, migrate_to};
+use tern_migration::{Control, LiveParameters, Side, Unobserved};
+
+use crate::sparse::Sparse;
+
+/// What was said, and whose guest it was.
+#[derive(Debug)]
+pub struct Recording {
+    /// All bytes that the source sent.
+    pub to_destination: Vec<u8>,
+    /// All bytes that the destination sent.
+    pub to_source: Vec<u8>,
+    /// The source as it was when it had given the guest up.
+    pub source: FakeVm,
+}
+
+/// The machine of the recordings: few pages, some of them never touched.
+pub fn options() -> Options {
+    Options {
+        region_pages: vec![2, 4],
+        writes_per_call: 0,
+        touched_every: 2,
+        working_set_pages: 2,
+        ..Options::default()
+    }
+}
+
+/// A control whose migration nobody watches.
+pub fn control(side: Side) -> io::Result<Arc<Control>> {
+    Control::new(side, Box::new(Unobserved))
+}
+
+/// Migrates a guest and listens in. `None`: it did not arrive.
+pub fn record(options: &Options) -> io::Result<Option<Recording>> {
+    let (near, near_inner) = UnixStream::pair()?;
+    let (far, far_inner) = UnixStream::pair()?;
+    let there = listen_in(near_inner.try_clone()?, far_inner.try_clone()?);
+    let back = listen_in(far_inner, near_inner);
+    let (Ok(source), Ok(destination)) = (FakeVm::booted(options.clone()), FakeVm::new(options.clone()))
+    else {
+        return Ok(None);
+    };
+    let controls = [control(Side::Source)?, control(Side::Destination)?];
+    let [near_control, far_control] = &controls;
+    let (source, arrived) = thread::scope(|scope| {
+        let far = Connection::from_stream(far);
+        let receiving = scope.spawn(|| receive(destination, far, far_control).is_ok());
+        let live = LiveParameters::default();
+        let source = migrate(source, Connection::from_stream(near), &live, near_control);
+        (source, receiving.join().unwrap_or(false))
+    });
+    let said = |listener: JoinHandle<Vec<u8>>| listener.join().unwrap_or_default();
+    let (to_destination, to_source) = (said(there), said(back));
+    let completed = arrived && matches!(source.outcome, Outcome::Completed);
+    Ok(completed.then_some(Recording { to_destination, to_source, source: source.vm }))
+}
+
+/// Saves such a guest to a file: the file, and the guest as it was. `None`: it was not saved.
+///
+/// # Errors
+/// There is no room for a temporary file.
+pub fn save(options: &Options) -> io::Result<Option<(Sparse, FakeVm)>> {
+    // A name that no other thread of no other process has.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+    let path = std::env::temp_dir().join(format!("tern-fuzz-{}-{number}.snapshot", std::process::id()));
+    let Ok(vm) = FakeVm::booted(options.clone()) else { return Ok(None) };
+    let (uri, live) = (Uri::File { path: path.clone() }, LiveParameters::default());
+    let ended = migrate_to(vm, &uri, &live, &*control(Side::Source)?);
+    let bytes = fs::read(&path);
+    let _ = fs::remove_file(&path);
+    let saved = matches!(ended.outcome, Outcome::Saved { .. });
+    Ok(if saved { Some((Sparse::of(&bytes?), ended.vm)) } else { None })
+}
+
+/// Passes on and keeps what comes, until either end is closed.
+fn listen_in(mut from: UnixStream, mut to: UnixStream) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let (mut kept, mut piece) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = from.read(&mut piece) {
+            let part = piece.get(..count).unwrap_or_default();
+            kept.extend_from_slice(part);
+            if to.write_all(part).is_err() {
+                break;
+            }
+        }
+        // The end of one side is the end for the other.
+        let _ = to.shutdown(Shutdown::Write);
+        kept
+    })
+}
+
+/// A connection over which a peer has said `bytes` and ended, and the peer's end. What a socket doesn't hold is cut
+/// off, as by a broken link.
+pub fn said(bytes: &[u8]) -> io::Result<(Connection, UnixStream)> {
+    let (mut peer, here) = UnixStream::pair()?;
+    peer.set_nonblocking(true)?;
+    match peer.write_all(bytes) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+        _ => peer.shutdown(Shutdown::Write)?,
+    }
+    Ok((Connection::from_stream(here), peer))
+}

@@ -1,0 +1,272 @@
+//! What a peer sends: frames, messages and pages, into the whole engine with a machine in memory behind it.
+//!
+//! Lengths, numbers and checksums are made right before an input is sent, or nothing would get behind them;
+//! target `frame` and the mutations of `tests/hostile_engine.rs` leave them wrong.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+
+use tern_migration::channel::{Connection, Listener, Uri};
+use tern_migration::destination::{receive, receive_from};
+use tern_migration::fake::FakeVm;
+use tern_migration::source::{Outcome, migrate};
+use tern_migration::{LiveParameters, Side, fuzzing};
+use tern_schema::Reader;
+
+use super::{Target, Verdict};
+use crate::fields;
+use crate::recording::{Recording, control, options, record, said};
+use crate::stream::{self, COMMIT, Frame, HELLO, MAGIC, OFFER, PAGES, ROUND_END, STATE};
+
+/// Buffers of a connection, and what a report holds.
+const ENGINE: (usize, usize) = (8 << 20, 64);
+
+pub(super) const TARGETS: &[Target] = &[
+    Target {
+        name: "frame",
+        what: "a header and its payload, checksum included",
+        run: |bytes| Verdict::accepted(fuzzing::frame(bytes)),
+        seeds: || recorded_frames().iter().filter(|f| f.payload.len() < 2000).map(Frame::bytes).collect(),
+        allowance: (4096, 4),
+    },
+    Target {
+        name: "message",
+        what: "a byte that says which message, and its record",
+        run: |bytes| Verdict::accepted(fuzzing::message(bytes)),
+        seeds: message_seeds,
+        allowance: (4096, 64),
+    },
+    Target {
+        name: "lobby",
+        what: "the first bytes of a connection to a listening destination: magic and hello",
+        run: lobby,
+        seeds: || vec![stream::write(&recorded_frames()[..1])],
+        allowance: ENGINE,
+    },
+    Target {
+        name: "offer",
+        what: "the record in an offer frame",
+        run: offer,
+        seeds: || payloads(OFFER),
+        allowance: ENGINE,
+    },
+    Target {
+        name: "pages",
+        what: "a byte, the number of records, and a batch's records and data",
+        run: pages,
+        seeds: pages_seeds,
+        allowance: ENGINE,
+    },
+    Target {
+        name: "source-stream",
+        what: "all that a source sends, to a destination",
+        run: source_stream,
+        seeds: || recording().map(|r| r.to_destination.clone()).into_iter().collect(),
+        allowance: ENGINE,
+    },
+    Target {
+        name: "destination-stream",
+        what: "all that a destination sends, to a source",
+        run: destination_stream,
+        seeds: || recording().map(|r| r.to_source.clone()).into_iter().collect(),
+        allowance: ENGINE,
+    },
+];
+
+fn recording() -> Option<&'static Recording> {
+    static RECORDING: OnceLock<Option<Recording>> = OnceLock::new();
+    RECORDING.get_or_init(|| record(&options()).ok().flatten()).as_ref()
+}
+
+fn recorded_frames() -> Vec<Frame> {
+    recording().map(|recording| stream::parse(&recording.to_destination)).unwrap_or_default()
+}
+
+fn payloads(kind: u8) -> Vec<Vec<u8>> {
+    recorded_frames().into_iter().filter(|frame| frame.kind == kind).map(|frame| frame.payload).collect()
+}
+
+/// The messages of both sides, each behind its number in `fuzzing::message`.
+fn message_seeds() -> Vec<Vec<u8>> {
+    const ORDER: [u8; 9] = [1, 2, 3, 4, 6, 8, 9, 10, 11];
+    let back = recording().map(|recording| stream::parse(&recording.to_source)).unwrap_or_default();
+    let numbered = |frame: Frame| {
+        let place = ORDER.iter().position(|kind| *kind == frame.kind)?;
+        Some([vec![place as u8], frame.payload].concat())
+    };
+    recorded_frames().into_iter().chain(back).filter_map(numbered).collect()
+}
+
+fn pages_seeds() -> Vec<Vec<u8>> {
+    let batches = recorded_frames().into_iter().filter(|frame| frame.kind == PAGES);
+    let mut seeds: Vec<_> =
+        batches.map(|frame| [vec![(frame.covered / 16) as u8], frame.payload].concat()).collect();
+    // Two zero pages.
+    let zero = |region: u16, page: u64| [&page.to_le_bytes()[..], &region.to_le_bytes(), &[0; 6]].concat();
+    seeds.push([vec![2], zero(0, 1), zero(1, 3)].concat());
+    seeds
+}
+
+/// A destination that hears these frames: did the guest arrive? What it answered is in `answers`.
+fn destination(frames: &mut [Frame], answers: &mut Vec<u8>) -> Verdict {
+    stream::seal(frames);
+    let (Some((connection, mut peer)), Ok(vm), Ok(control)) =
+        (said(&stream::write(frames)).ok(), FakeVm::new(options()), control(Side::Destination))
+    else {
+        return Verdict::Refused;
+    };
+    let verdict = match receive(vm, connection, &control) {
+        Ok(received) => {
+            assert_eq!(received.running, received.vm.is_running());
+            Verdict::Accepted
+        }
+        Err(failed) => {
+            assert!(!failed.vm.is_running(), "the guest runs after a failure: {}", failed.error.text());
+            Verdict::Refused
+        }
+    };
+    let _ = peer.read_to_end(answers);
+    verdict
+}
+
+/// A stranger's words, and then a source who introduces itself: that one is always met.
+fn lobby(bytes: &[u8]) -> Verdict {
+    static LISTENER: OnceLock<Option<(Listener, String)>> = OnceLock::new();
+    let listener = LISTENER.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("tern-fuzz-{}.sock", std::process::id()));
+        let uri = Uri::Unix { path: path.clone() };
+        Some((Listener::bind(&uri).ok()?, path.display().to_string()))
+    });
+    let Some((listener, path)) = listener else { return Verdict::Refused };
+    let hello: Vec<Frame> = recorded_frames().into_iter().filter(|frame| frame.kind == HELLO).collect();
+    let mut guests = Vec::new();
+    for words in [bytes, &stream::write(&hello)] {
+        let Ok(mut guest) = UnixStream::connect(path) else { return Verdict::Refused };
+        // A guest that is answered and gone already can't be written to.
+        let _ = guest.write_all(words);
+        let _ = guest.shutdown(Shutdown::Write);
+        guests.push(guest);
+    }
+    let (Ok(vm), Ok(control)) = (FakeVm::new(options()), control(Side::Destination)) else {
+        return Verdict::Refused;
+    };
+    let ended = receive_from(vm, listener, &control);
+    assert!(ended.is_err_and(|failed| !failed.vm.is_running()), "a guest arrived without having been sent");
+    let strangers = control.report().strangers;
+    assert!(strangers <= 1, "{strangers} strangers");
+    Verdict::accepted(strangers == 0)
+}
+
+fn offer(bytes: &[u8]) -> Verdict {
+    let mut frames = recorded_frames();
+    frames.truncate(1);
+    frames.push(Frame::new(OFFER, bytes.to_vec()));
+    let mut answers = Vec::new();
+    let arrived = destination(&mut frames, &mut answers);
+    assert_eq!(arrived, Verdict::Refused, "a guest arrived without memory and state");
+    // The second answer is "agreed" or "refused".
+    const AGREED: u8 = 3;
+    Verdict::accepted(stream::parse(&answers).get(1).is_some_and(|frame| frame.kind == AGREED))
+}
+
+/// One batch in place of all memory. The fake's state has a checksum of it, so only the right memory is taken;
+/// whether the batch was is seen from what the destination complains of.
+fn pages(bytes: &[u8]) -> Verdict {
+    let Some((records, payload)) = bytes.split_first() else { return Verdict::Refused };
+    let mut frames = recorded_frames();
+    frames.truncate(2);
+    let mut batch = Frame::new(PAGES, payload.to_vec());
+    batch.covered = (u32::from(*records) * 16).min(batch.length);
+    frames.push(batch);
+    // The number of pages is the first thing that is wrong behind a good batch.
+    let mut end = recorded_frames().into_iter().find(|frame| frame.kind == ROUND_END);
+    if let Some(end) = &mut end {
+        let mut told = fields::parse(&end.payload).unwrap_or_default();
+        fields::set_integer(&mut told, 1, u64::MAX);
+        end.payload = fields::write(&told);
+        end.measure();
+    }
+    frames.extend(end);
+    let mut answers = Vec::new();
+    assert_eq!(destination(&mut frames, &mut answers), Verdict::Refused, "a guest arrived without state");
+    let said = stream::parse(&answers).pop().map(|frame| frame.payload).unwrap_or_default();
+    Verdict::accepted(String::from_utf8_lossy(&said).contains("number of pages"))
+}
+
+fn source_stream(bytes: &[u8]) -> Verdict {
+    let mut frames = stream::parse(bytes);
+    frames.iter_mut().for_each(Frame::measure);
+    destination(&mut frames, &mut Vec::new())
+}
+
+/// The peer's thread gives the source its own session number back, as any peer can.
+fn destination_stream(bytes: &[u8]) -> Verdict {
+    let mut frames = stream::parse(bytes);
+    frames.iter_mut().for_each(Frame::measure);
+    let (Ok((near, far)), Ok(vm), Ok(control)) =
+        (UnixStream::pair(), FakeVm::booted(options()), control(Side::Source))
+    else {
+        return Verdict::Refused;
+    };
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(move || answer(far, frames));
+        migrate(vm, Connection::from_stream(near), &LiveParameters::default(), &control)
+    });
+    let runs = ended.vm.is_running();
+    match ended.outcome {
+        Outcome::Completed => {
+            assert!(!runs, "the guest runs on both sides");
+            Verdict::Accepted
+        }
+        Outcome::InDoubt(_) => {
+            assert!(!runs, "the guest runs on the source, which has given it up");
+            Verdict::Refused
+        }
+        Outcome::Saved { .. } => panic!("a connection was taken for a file"),
+        Outcome::Failed(_) | Outcome::Cancelled => {
+            assert!(runs, "the guest does not go on after a failure");
+            Verdict::Refused
+        }
+    }
+}
+
+/// Says each frame when it is due: what comes before that ends a migration. Those that are too many come at the end.
+fn answer(mut far: UnixStream, mut frames: Vec<Frame>) -> Option<()> {
+    let mut magic = [0; MAGIC.len()];
+    far.read_exact(&mut magic).ok()?;
+    let hello = hear(&mut far)?;
+    let (mut reader, mut session) = (Reader::new(&hello.payload), &[][..]);
+    while let Ok(Some(field)) = reader.field() {
+        session = if field.number == 4 { field.bytes } else { session };
+    }
+    if let Some(first) = frames.first_mut() {
+        let mut theirs = fields::parse(&first.payload).unwrap_or_default();
+        fields::set_bytes(&mut theirs, 4, session);
+        first.payload = fields::write(&theirs);
+        first.measure();
+    }
+    stream::seal_answers(&mut frames);
+    far.write_all(&MAGIC).ok()?;
+    let mut frames = frames.iter();
+    far.write_all(&frames.next()?.bytes()).ok()?;
+    loop {
+        match hear(&mut far)?.kind {
+            OFFER | STATE => far.write_all(&frames.next()?.bytes()).ok()?,
+            COMMIT => break,
+            _ => {}
+        }
+    }
+    frames.try_for_each(|frame| far.write_all(&frame.bytes()).ok())
+}
+
+/// The next frame of a source, which is always whole.
+fn hear(far: &mut UnixStream) -> Option<Frame> {
+    let mut bytes = vec![0; MAGIC.len() + stream::HEADER_BYTES];
+    far.read_exact(bytes.get_mut(MAGIC.len()..)?).ok()?;
+    let mut frame = stream::parse(&bytes).pop()?;
+    frame.payload = vec![0; frame.length as usize];
+    far.read_exact(&mut frame.payload).ok()?;
+    Some(frame)
+}

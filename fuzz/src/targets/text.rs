@@ -1,0 +1,98 @@
+//! What people and programs write: commands, addresses, parameters.
+
+use serde_json::Value;
+use tern_migration::Parameters;
+use tern_migration::channel::Uri;
+use tern_vmm::control::fuzzing::talk;
+
+use super::{Target, Verdict};
+
+/// The most that a socket takes at once without anybody reading.
+const TALK_MAX_BYTES: usize = 64 << 10;
+
+pub(super) const TARGETS: &[Target] = &[
+    Target {
+        name: "qmp",
+        what: "all that a client of the control socket sends",
+        run: qmp,
+        seeds: || lines(QMP),
+        allowance: (4 << 20, 128),
+    },
+    Target {
+        name: "uri",
+        what: "the address of a peer or a file",
+        run: uri,
+        seeds: || lines(&["tcp:host:4444", "tcp:[fe80::1]:65535", "unix:/run/tern.sock", "tcp::0"]),
+        allowance: (4096, 8),
+    },
+    Target {
+        name: "parameters",
+        what: "a JSON object of migration parameters and capabilities",
+        run: parameters,
+        seeds: || lines(PARAMETERS),
+        allowance: (64 << 10, 128),
+    },
+];
+
+const QMP: &[&str] = &[
+    "{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"query-status\", \"id\": 7}\n{\"execute\": \"stop\"}",
+    "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"tcp:h:1\",\"parameters\":\
+     {\"downtime-limit\":5}}}{\"execute\":\"query-migrate\"}{\"execute\":\"migrate-set-parameters\",\"arguments\":\
+     {\"max-bandwidth\":1048576}}",
+    "{\"execute\":\"qmp_capabilities\"}nonsense\n{\"execute\":\"query-commands\"}",
+];
+const PARAMETERS: &[&str] = &[
+    r#"{"max-bandwidth": 1048576, "downtime-limit": 300, "max-total-time": 0}"#,
+    r#"{"capabilities": [{"capability": "events", "state": false}]}"#,
+];
+
+fn lines(texts: &[&str]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+/// Every answer is one line of JSON, and they are as many as the commands and faults can be.
+fn qmp(bytes: &[u8]) -> Verdict {
+    let Ok(heard) = talk(bytes.get(..TALK_MAX_BYTES).unwrap_or(bytes)) else { return Verdict::Refused };
+    let answers: Vec<Value> = heard
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    assert!(answers.len() <= bytes.len() + 1, "{} answers", answers.len());
+    let (taken, refused) = (
+        answers.iter().filter(|answer| answer.get("return").is_some()).count(),
+        answers.iter().filter(|answer| answer.get("error").is_some()).count(),
+    );
+    assert_eq!(taken + refused + 1, answers.len(), "an answer is neither: {heard}");
+    Verdict::accepted(taken > 1)
+}
+
+/// A text that is an address is written as one that means the same.
+fn uri(bytes: &[u8]) -> Verdict {
+    let Ok(text) = str::from_utf8(bytes) else { return Verdict::Refused };
+    match text.parse::<Uri>() {
+        Ok(uri) => {
+            assert_eq!(uri.to_string().parse::<Uri>().as_ref(), Ok(&uri));
+            Verdict::Accepted
+        }
+        Err(error) => {
+            assert!(error.to_string().contains("legal forms"));
+            Verdict::Refused
+        }
+    }
+}
+
+/// All of a change is taken, or nothing.
+fn parameters(bytes: &[u8]) -> Verdict {
+    let Ok(Value::Object(changes)) = serde_json::from_slice(bytes) else { return Verdict::Refused };
+    let defaults = Parameters::default();
+    if let Err(error) = defaults.merged_at_destination(&changes) {
+        assert!(!error.to_string().is_empty());
+    }
+    match defaults.merged(&changes) {
+        Ok(merged) => {
+            assert_eq!(merged.merged(&changes), Ok(merged));
+            Verdict::Accepted
+        }
+        Err(_) => Verdict::Refused,
+    }
+}
