@@ -10,6 +10,7 @@
 //! | [`I8042`] | 0x60, 5 ports (data 0, command 4) | | `i8042` |
 //! | [`Rtc`] | 0x70, 2 ports | | `rtc` |
 //! | [`AcpiPm`] | 0x600, 6 ports (event block 0, control 4) | | `acpi-pm` |
+//! | [`VmGenId`] | 0x608, 2 ports | | `vmgenid` |
 //! | [`MmioTransport`] of [`Blk`], [`Net`], [`Rng`], [`Console`] | 0x1000 bytes of MMIO each | queues, TAP, completions | `virtio-blk`, ... |
 //!
 //! Everything that a guest, a file or a saved state can contain is harmless: it ends in an error, in a
@@ -31,6 +32,7 @@ mod port;
 mod rtc;
 mod serial;
 mod state;
+mod vmgenid;
 
 pub use acpi_pm::{AcpiPm, AcpiPmV1};
 pub use bus::{BusDevice, EventSource};
@@ -45,6 +47,7 @@ pub use virtio::console::{Console, ConsoleV1};
 pub use virtio::mmio::{MmioDevice, MmioTransport, QUEUE_NOTIFY_OFFSET, VirtQueueV1, VirtioMmioV1};
 pub use virtio::net::{Net, NetConfig, NetV1, TapError, open_tap};
 pub use virtio::rng::{Rng, RngV1};
+pub use vmgenid::{GenerationId, VmGenId, VmGenIdV1};
 
 /// Guest memory. Devices write to it only through `vm-memory`, whose bitmap tells the migration what
 /// changed; a clone shares the mappings.

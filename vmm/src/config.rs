@@ -35,6 +35,9 @@ pub struct VmConfig {
     /// For programs. A destination takes over the source's.
     #[serde(serialize_with = "as_text")]
     pub uuid: Uuid,
+    /// The VM generation ID with which the guest boots. It stays when the guest resets its machine.
+    #[serde(serialize_with = "as_text")]
+    pub generation_id: Uuid,
     /// vCPUs, 1 to [`CPU_LIMIT`].
     pub cpus: u8,
     /// Guest memory, a multiple of 4096.
@@ -194,6 +197,7 @@ impl VmConfig {
         Self {
             name: DEFAULT_NAME.to_owned(),
             uuid: Uuid::new_v4(),
+            generation_id: Uuid::new_v4(),
             cpus: 1,
             memory_bytes,
             boot: None,

@@ -12,10 +12,12 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
     AcpiPm, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
-    MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, open_tap,
-    part,
+    MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, VmGenId,
+    open_tap, part,
 };
 use thiserror::Error;
+use uuid::Uuid;
+use vm_memory::{GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::SystemBus;
@@ -211,6 +213,7 @@ pub struct DeviceFact {
 /// All devices of one machine.
 pub struct DeviceSet {
     pm: Arc<Mutex<AcpiPm>>,
+    generation: Arc<Mutex<VmGenId>>,
     virtio: Vec<Arc<Mutex<dyn MmioDevice>>>,
     nets: Vec<Arc<Mutex<MmioTransport<Net>>>>,
     disks: Vec<File>,
@@ -238,6 +241,12 @@ fn share(event: &EventFd, device: &'static str) -> Result<EventFd, DeviceError> 
     event.try_clone().map_err(|source| DeviceError::EventFd { device, source })
 }
 
+/// A machine that waits for a guest learns its ID with it.
+fn generation(config: &VmConfig, ram: &GuestRam, sci: &Arc<dyn Interrupt>) -> VmGenId {
+    let id = config.incoming.is_none().then(|| config.generation_id.to_bytes_le());
+    VmGenId::new(ram.clone(), GuestAddress(layout::VM_GENERATION_ID), Arc::clone(sci), id)
+}
+
 impl DeviceSet {
     /// Makes all devices of `config` and the bus they answer on.
     pub fn build(
@@ -256,12 +265,15 @@ impl DeviceSet {
         let rtc = Arc::new(Mutex::new(Rtc::new(below, config.memory_bytes - below)));
         bus.add_port(layout::RTC_PORT, 2, rtc.clone());
         let sci = line(vm, "acpi-pm", layout::SCI_GSI)?;
+        let generation = Arc::new(Mutex::new(generation(config, ram, &sci)));
+        bus.add_port(layout::GPE0_PORT, layout::GPE0_PORT_COUNT, generation.clone());
         let pm = Arc::new(Mutex::new(AcpiPm::new(sci, share(&plugs.power_off, "acpi-pm")?)));
         let pm_ports = layout::PM1A_EVENT_PORT_COUNT + layout::PM1A_CONTROL_PORT_COUNT;
         bus.add_port(layout::PM1A_EVENT_PORT, pm_ports, pm.clone());
-        let parts = vec![part(serial.clone(), 0), part(i8042, 0), part(rtc, 0), part(pm.clone(), 0)];
+        let chips = [part(serial.clone(), 0), part(i8042, 0), part(rtc, 0), part(pm.clone(), 0)];
+        let parts = chips.into_iter().chain([part(generation.clone(), 0)]).collect();
         let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let set = Self { pm, virtio, nets, disks, sources: vec![serial], parts, facts };
+        let set = Self { pm, generation, virtio, nets, disks, sources: vec![serial], parts, facts };
         let mut builder = Builder { vm, ram, set, bus };
         for (device, slot) in config.virtio_slots() {
             builder.add(device, slot, config, plugs)?;
@@ -287,6 +299,17 @@ impl DeviceSet {
     /// Presses the power button; `false` if the guest doesn't listen to it.
     pub fn press_power_button(&self) -> bool {
         lock(&self.pm).press_power_button()
+    }
+
+    /// The guest's VM generation ID; none if the tern that booted it had none.
+    pub fn generation_id(&self) -> Option<Uuid> {
+        lock(&self.generation).id().map(Uuid::from_bytes_le)
+    }
+
+    /// Tells a guest that goes on from a file that it does: gives it a new VM generation ID, in its memory and by
+    /// an event. To be called behind the load of its state and before it starts; not for a guest that moves.
+    pub fn new_generation(&self) -> Result<(), GuestMemoryError> {
+        lock(&self.generation).change(Uuid::new_v4().to_bytes_le())
     }
 
     /// Stops all use of guest memory; returns when nothing is under way.

@@ -8,6 +8,7 @@
 //! 0x0002_0000  kernel command line
 //! 0x0009_fc00  MP floating pointer and table    -- from here to 1 MiB: reserved in the memory map
 //! 0x000e_0000  RSDP, then the other ACPI tables
+//! 0x000f_f008  VM generation ID, in a page of its own
 //! 0x0010_0000  kernel; the initrd ends where RAM below 3 GiB ends
 //! 0xc000_0000  the 32-bit hole, without RAM: virtio-mmio, IOAPIC, LAPIC, KVM's own pages
 //! 0x1_0000_0000  RAM that did not fit below the hole
@@ -55,7 +56,10 @@ pub const ACPI_RSDP: u64 = 0xe_0000;
 /// First ACPI table after the RSDP. 64-byte aligned, as the FACS asks.
 pub const ACPI_TABLES: u64 = 0xe_0040;
 /// First byte that ACPI tables may not use.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = 0xf_f000;
+/// The VM generation ID: at a multiple of 8, as its specification asks, and not of 16, where kernels look for the
+/// signatures of firmware tables. Reserved in the memory map, and nothing else is in its page.
+pub const VM_GENERATION_ID: u64 = 0xf_f008;
 
 /// Kernels load here and above.
 pub const KERNEL_START: u64 = 0x10_0000;
@@ -111,6 +115,10 @@ pub const PM1A_EVENT_PORT_COUNT: u8 = 4;
 pub const PM1A_CONTROL_PORT: u16 = 0x604;
 /// Bytes of the PM1a control register.
 pub const PM1A_CONTROL_PORT_COUNT: u8 = 2;
+/// ACPI general-purpose event block 0: status (u8), then enable (u8). Its event 0 tells of a changed VM generation ID.
+pub const GPE0_PORT: u16 = 0x608;
+/// Bytes of the general-purpose event block.
+pub const GPE0_PORT_COUNT: u8 = 2;
 /// `SLP_TYP` of soft-off: power-off is a write of `S5_SLEEP_TYPE << 10 | 1 << 13` to PM1a control.
 pub const S5_SLEEP_TYPE: u8 = 5;
 /// The ACPI interrupt. Edge-triggered here, as irqfd delivers it; the MADT says so.
@@ -197,6 +205,8 @@ mod tests {
             MP_TABLE,
             ACPI_RSDP,
             ACPI_TABLES,
+            ACPI_TABLES_END,
+            VM_GENERATION_ID,
             KERNEL_START,
         ];
         assert!(starts.is_sorted());

@@ -55,7 +55,8 @@ impl Bench {
         let vm = self.machine(Hold::Building);
         let kernel = BootImage::Bytes { name: "pulse", bytes: tern_guest_images::PULSE };
         let (initrd, host_words, cpus) = (None, &[][..], self.config.cpus);
-        let source = BootSource { kernel, initrd, cmdline, host_words, cpus, virtio: &[] };
+        let generation_id = self.config.generation_id;
+        let source = BootSource { kernel, initrd, cmdline, host_words, cpus, virtio: &[], generation_id };
         let loaded = boot::load(SourceVm::ram(&vm), &source).unwrap();
         vm.enter(&loaded.entry).unwrap();
         vm.core().run().release(Hold::Building);

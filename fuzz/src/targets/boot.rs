@@ -25,7 +25,16 @@ fn kernel(bytes: &[u8]) -> Verdict {
         return Verdict::Refused;
     };
     let kernel = BootImage::Bytes { name: "kernel", bytes };
-    let source = BootSource { kernel, initrd: None, cmdline: "", host_words: &[], cpus: 1, virtio: &[] };
+    let generation_id = Default::default();
+    let source = BootSource {
+        kernel,
+        initrd: None,
+        cmdline: "",
+        host_words: &[],
+        cpus: 1,
+        virtio: &[],
+        generation_id,
+    };
     match load(&memory, &source) {
         Ok(loaded) => {
             assert!(loaded.kernel_range.end <= RAM_BYTES, "{loaded:x?} is outside of memory");

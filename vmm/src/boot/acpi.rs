@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! RSDP --> XSDT --+--> FADT --+--> FACS
-//!                 |           '--> DSDT: serial port, RTC, virtio-mmio devices, \_S5
+//!                 |           '--> DSDT: serial port, RTC, VM generation ID, virtio-mmio devices, \_S5
 //!                 '--> MADT: local APICs, IOAPIC, the SCI's trigger mode, NMI pins
 //! ```
 
@@ -104,6 +104,9 @@ fn fadt(facs_gpa: u64, dsdt_gpa: u64) -> impl Aml {
     fadt.pm1_cnt_len = layout::PM1A_CONTROL_PORT_COUNT;
     fadt.x_pm1a_cnt_blk =
         io_register(layout::PM1A_CONTROL_PORT, 8 * layout::PM1A_CONTROL_PORT_COUNT, AccessSize::WordAccess);
+    fadt.gpe0_blk = u32::from(layout::GPE0_PORT).into();
+    fadt.gpe0_blk_len = layout::GPE0_PORT_COUNT;
+    fadt.x_gpe0_blk = io_register(layout::GPE0_PORT, 8 * layout::GPE0_PORT_COUNT, AccessSize::ByteAccess);
     // Above these latencies C2 and C3 do not exist (5.2.9).
     fadt.p_lvl2_lat = 101.into();
     fadt.p_lvl3_lat = 1001.into();

@@ -27,6 +27,7 @@ mod testing;
 use std::fmt;
 use std::ops::Range;
 
+use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 pub use crate::layout::VirtioSlot;
@@ -52,6 +53,8 @@ pub struct BootSource<'a> {
     pub cpus: u8,
     /// The virtio-mmio devices, in order.
     pub virtio: &'a [VirtioSlot],
+    /// The VM generation ID.
+    pub generation_id: Uuid,
 }
 
 /// What has been put into guest memory.
@@ -108,6 +111,8 @@ pub fn load<M: GuestMemoryBackend>(memory: &M, source: &BootSource<'_>) -> Resul
     write_cmdline(memory, &cmdline)?;
     let acpi = acpi::AcpiConfig { cpus: source.cpus, virtio: source.virtio };
     acpi::write_tables(memory, &acpi)?;
+    let generation_id = source.generation_id.to_bytes_le();
+    write(memory, layout::VM_GENERATION_ID, &generation_id, "the VM generation ID")?;
     mptable::write_table(memory, source.cpus)?;
 
     let hand_over = HandOver {

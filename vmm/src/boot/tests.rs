@@ -21,6 +21,7 @@ fn source(kernel: &[u8]) -> BootSource<'_> {
         host_words: &[],
         cpus: 2,
         virtio: &[],
+        generation_id: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
     }
 }
 
@@ -47,6 +48,10 @@ fn pvh_elf_with_initrd_and_devices() {
     assert_eq!(in_memory, [loaded.cmdline.as_bytes(), b"\0"].concat());
     assert_eq!(read(&memory, u64_at(&info, 32), 8), b"RSD PTR ");
     assert_eq!(read(&memory, layout::MP_TABLE, 4), b"_MP_");
+    // As a Windows GUID is stored: three fields little-endian, the rest in order.
+    let generation_id =
+        [0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff];
+    assert_eq!(read(&memory, layout::VM_GENERATION_ID, 16), generation_id);
     assert_eq!(u32_at(&info, 12), 1);
 }
 

@@ -88,6 +88,7 @@ fn plan_boot(
         host_words: &files.host_words,
         cpus: config.cpus,
         virtio: &slots,
+        generation_id: config.generation_id,
     };
     let loaded = boot::load(&memory, &source)?;
     let area =

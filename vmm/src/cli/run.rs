@@ -76,6 +76,10 @@ pub struct RunArgs {
     /// UUID of the machine [default: random]
     #[arg(long, value_name = "UUID")]
     uuid: Option<Uuid>,
+    /// VM generation ID of a guest that boots: a guest sees by it that it was restored from a file, which gives it a
+    /// new one; moving it does not [default: random]
+    #[arg(long, value_name = "UUID")]
+    vm_generation_id: Option<Uuid>,
     /// CPU that the guest sees: host, or a profile (x86-64-v1, x86-64-v2, x86-64-v3)
     #[arg(long, value_name = "CPU", default_value = "host")]
     cpu: CpuModel,
@@ -108,6 +112,7 @@ impl RunArgs {
         VmConfig {
             name: self.name.unwrap_or_else(|| DEFAULT_NAME.to_owned()),
             uuid,
+            generation_id: self.vm_generation_id.unwrap_or_else(Uuid::new_v4),
             cpus: self.cpus,
             memory_bytes: self.memory.0,
             boot: kernel.map(|kernel| BootConfig { kernel, initrd, cmdline }),

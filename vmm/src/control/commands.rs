@@ -183,6 +183,13 @@ pub const COMMANDS: &[Command] = &[
         run: |_, _| Ok(version()),
     },
     Command {
+        name: "query-vm-generation-id",
+        help: "Shows the VM generation ID, which changes when the guest is restored from a file.",
+        arguments: &[],
+        legal: ANY,
+        run: query_vm_generation_id,
+    },
+    Command {
         name: "quit",
         help: "Ends the process, without asking the guest.",
         arguments: &[],
@@ -326,6 +333,15 @@ fn query_chardev(vm: &mut dyn Operations, _: Arguments) -> Result<Value, Command
         }
     };
     Ok(json!([entry]))
+}
+
+fn query_vm_generation_id(vm: &mut dyn Operations, _: Arguments) -> Result<Value, CommandError> {
+    match vm.facts().generation_id {
+        Some(id) => Ok(json!({ "guid": id.to_string() })),
+        None => Err(CommandError::illegal(
+            "the guest has no VM generation ID: it waits to come here, or was booted by a tern that gave it none",
+        )),
+    }
 }
 
 /// `query-version`'s answer, and the greeting's `version`: QMP's shape, tern's numbers.

@@ -120,13 +120,16 @@ pub enum SerialFacts {
     Null,
 }
 
-/// What never changes while the machine lives, apart from the serial client.
+/// What never changes while the machine lives, apart from the serial client, and the VM generation ID, which comes
+/// with a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineFacts {
     /// The machine's name.
     pub name: String,
     /// Its UUID.
     pub uuid: uuid::Uuid,
+    /// The guest's VM generation ID, if it has one.
+    pub generation_id: Option<uuid::Uuid>,
     /// Its vCPUs.
     pub cpus: Vec<CpuFacts>,
     /// Its serial port.

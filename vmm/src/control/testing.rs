@@ -41,6 +41,7 @@ impl Operations for FakeMachine {
         MachineFacts {
             name: "fake".into(),
             uuid: uuid::Uuid::nil(),
+            generation_id: Some(uuid::Uuid::max()),
             cpus: vec![CpuFacts { index: 0, thread_id: 7 }],
             serial: SerialFacts::Unix { path: "/run/serial".into(), connected: false },
         }

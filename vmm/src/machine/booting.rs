@@ -56,6 +56,7 @@ pub(super) fn load(ram: &GuestRam, config: &VmConfig, plan: &Plan) -> Result<Loa
         host_words: &plan.host_words,
         cpus: config.cpus,
         virtio: &slots,
+        generation_id: config.generation_id,
     };
     Ok(boot::load(ram, &source)?)
 }

@@ -73,7 +73,9 @@ impl Machine {
             }
             SerialConfig::Null => SerialFacts::Null,
         };
-        MachineFacts { name: self.config.name.clone(), uuid: self.config.uuid, cpus, serial }
+        let generation_id = self.core.devices().generation_id();
+        let (name, uuid) = (self.config.name.clone(), self.config.uuid);
+        MachineFacts { name, uuid, generation_id, cpus, serial }
     }
 
     fn query_migrate(&self) -> Value {

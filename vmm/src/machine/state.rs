@@ -141,6 +141,9 @@ impl Machine {
         for (net, mac) in self.config.nets.iter_mut().zip(self.core.devices().macs()) {
             net.mac = MacAddress(mac);
         }
+        if let Some(id) = self.core.devices().generation_id() {
+            self.config.generation_id = id;
+        }
     }
 
     /// Hears what other threads have told.

@@ -2,7 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -16,10 +17,11 @@ const VIRTIO_MMIO_HID: &str = "LNRO0005";
 
 pub(super) fn dsdt(virtio: &[VirtioSlot]) -> impl Aml + use<> {
     let mut body = Vec::new();
-    let mut devices = vec![serial(), rtc()];
+    let mut devices = vec![serial(), rtc(), generation_id()];
     devices.extend(virtio.iter().enumerate().map(|(index, slot)| virtio_mmio(index, slot)));
     let devices = devices.iter().map(|device| device as &dyn Aml).collect();
     Scope::new(Path::new("\\_SB_"), devices).to_aml_bytes(&mut body);
+    generation_changed().to_aml_bytes(&mut body);
     let sleep = Package::new(vec![&layout::S5_SLEEP_TYPE, &0_u8, &0_u8, &0_u8]);
     Name::new(Path::new("\\_S5_"), &sleep).to_aml_bytes(&mut body);
 
@@ -37,6 +39,30 @@ fn serial() -> DeviceAml {
 fn rtc() -> DeviceAml {
     let ports = IO::new(layout::RTC_PORT, layout::RTC_PORT, 1, 2);
     DeviceAml::new("RTC0", &EISAName::new("PNP0B00"), 0, &[&ports])
+}
+
+/// Where the VM generation ID is, as Microsoft's specification has it: `ADDR` is the address's low and high half. The
+/// first compatible ID is the specification's; the other, short enough for the ACPI standard, came with Hyper-V.
+fn generation_id() -> DeviceAml {
+    let gpa = layout::VM_GENERATION_ID;
+    let mut bytes = Vec::new();
+    let hid = Name::new(Path::new("_HID"), &"TERN0001");
+    let cid = Name::new(Path::new("_CID"), &Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"]));
+    let ddn = Name::new(Path::new("_DDN"), &"VM_Gen_Counter");
+    let (low, high) = (gpa as u32, (gpa >> 32) as u32);
+    let place = Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high]));
+    Device::new(Path::new("VGEN"), vec![&hid, &cid, &ddn, &place]).to_aml_bytes(&mut bytes);
+    DeviceAml(bytes)
+}
+
+/// Event 0 of the general-purpose event block, edge-triggered: the VM generation ID has changed.
+fn generation_changed() -> DeviceAml {
+    let (device, changed) = (Path::new("\\_SB_.VGEN"), 0x80_u8);
+    let notify = Notify::new(&device, &changed);
+    let event = Method::new(Path::new("_E00"), 0, false, vec![&notify]);
+    let mut bytes = Vec::new();
+    Scope::new(Path::new("\\_GPE"), vec![&event]).to_aml_bytes(&mut bytes);
+    DeviceAml(bytes)
 }
 
 fn virtio_mmio(index: usize, slot: &VirtioSlot) -> DeviceAml {

@@ -61,6 +61,7 @@ fn fadt_describes_the_pm1_registers_and_the_reset() {
     assert_eq!(u16_at(&fadt, 46), 9);
     assert_eq!((u32_at(&fadt, 48), u32_at(&fadt, 56), u32_at(&fadt, 64)), (0, 0x600, 0x604));
     assert_eq!((fadt[88], fadt[89]), (4, 2));
+    assert_eq!((u32_at(&fadt, 80), fadt[92]), (0x608, 2));
     let flags = u32_at(&fadt, 112);
     assert_eq!(flags & Flags::HwReducedAcpi as u32, 0);
     assert_eq!(flags & Flags::PwrButton as u32, 0);
@@ -68,6 +69,7 @@ fn fadt_describes_the_pm1_registers_and_the_reset() {
     assert_eq!(fadt[116..129], [1, 8, 0, 1, 0x64, 0, 0, 0, 0, 0, 0, 0, 0xfe]);
     assert_eq!(fadt[148..160], [1, 32, 0, 2, 0, 6, 0, 0, 0, 0, 0, 0]);
     assert_eq!(fadt[172..184], [1, 16, 0, 2, 4, 6, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(fadt[220..232], [1, 16, 0, 1, 8, 6, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -163,9 +165,18 @@ fn iasl_compiles_the_disassembled_dsdt_without_complaint() {
     std::fs::write(directory.path().join("dsdt.dat"), walk(2, &all_slots()).dsdt).unwrap();
     iasl(directory.path(), &["-d", "dsdt.dat"]);
     let source = std::fs::read_to_string(directory.path().join("dsdt.dsl")).unwrap();
-    for expected in
-        ["\"LNRO0005\"", "EisaId (\"PNP0501\")", "EisaId (\"PNP0B00\")", "Name (\\_S5, Package", "V010"]
-    {
+    let expected = [
+        "\"LNRO0005\"",
+        "EisaId (\"PNP0501\")",
+        "EisaId (\"PNP0B00\")",
+        "Name (\\_S5, Package",
+        "V010",
+        "\"VM_Gen_Counter\"",
+        "0x000FF008",
+        "Method (_E00",
+        "Notify (\\_SB.VGEN, 0x80)",
+    ];
+    for expected in expected {
         assert!(source.contains(expected), "no {expected} in {source}");
     }
     let said = iasl(directory.path(), &["dsdt.dsl"]);
