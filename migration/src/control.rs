@@ -99,6 +99,12 @@ impl Control {
         report
     }
 
+    /// Adds a warning to an attempt's report that is over.
+    pub fn warn(&self, text: String) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut report).warnings.push(text);
+    }
+
     pub(crate) fn elapsed_us(&self) -> u64 {
         let started_us = self.started_us.load(Ordering::Relaxed);
         (self.made.elapsed().as_micros() as u64).saturating_sub(started_us)

@@ -12,4 +12,5 @@ mod linux_moves;
 mod migration;
 mod parameters;
 mod phases;
+mod save;
 mod strangers;

@@ -28,8 +28,8 @@ Exit codes:
   1  the command failed; the error says why
   2  the command line is wrong; nothing was done
   3  the guest ended badly (triple fault, KVM internal error)
-  4  the migration failed, and the guest goes on where it was
-  5  the migration was cancelled, and the guest goes on where it was
+  4  the migration or save failed, and the guest goes on where it was
+  5  the migration or save was cancelled, and the guest goes on where it was
   6  the migration is in doubt: look at the destination, then tern migrate --resolve";
 
 impl From<Exit> for ExitCode {

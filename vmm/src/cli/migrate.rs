@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use serde_json::{Map, Value, json};
 use tern_migration::Parameters;
-use tern_migration::config::{CAPABILITIES, PARAMETERS, Parameter};
+use tern_migration::config::{CAPABILITIES, PARAMETERS, Parameter, SWITCH};
 
 use super::progress::Progress;
 use super::vm::ControlArgs;
@@ -33,7 +33,8 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct MigrateArgs {
     #[command(flatten)]
     control: ControlArgs,
-    /// Where to: tcp:HOST:PORT or unix:PATH, where a tern waits with --incoming
+    /// Where to: tcp:HOST:PORT or unix:PATH, where a tern waits with --incoming, or file:PATH (`tern save` does that
+    /// and more)
     #[arg(value_name = "URI", required_unless_present = "resolve", conflicts_with = "resolve", value_parser = uri)]
     uri: Option<String>,
     #[command(flatten)]
@@ -51,14 +52,17 @@ pub struct MigrateArgs {
 }
 
 fn uri(text: &str) -> Result<String, crate::config::FormError> {
-    check_uri(text).map(|()| text.to_owned())
+    check_uri(text)?;
+    // The process that writes the file may have another current folder.
+    let path = text.strip_prefix("file:").and_then(|path| std::path::absolute(path).ok());
+    Ok(path.and_then(|path| Some(format!("file:{}", path.to_str()?))).unwrap_or_else(|| text.to_owned()))
 }
 
 /// One flag for each row of the engine's table of parameters, and one for capabilities.
 #[derive(Debug, Default)]
-struct ParameterArgs {
-    parameters: Map<String, Value>,
-    capabilities: Vec<Value>,
+pub(super) struct ParameterArgs {
+    pub(super) parameters: Map<String, Value>,
+    pub(super) capabilities: Vec<Value>,
 }
 
 const CAPABILITY: &str = "capability";
@@ -68,9 +72,15 @@ impl Args for ParameterArgs {
         let flag = |row: &'static Parameter| {
             let default = match (row.default, row.zero) {
                 (0, Some(zero)) => zero.to_owned(),
+                (default, _) if row.unit == SWITCH => row.shown(default),
                 (default, _) => format!("{default} {}", row.unit),
             };
-            let unit = if row.unit == "bytes/s" { "SIZE/s" } else { "TIME" };
+            let unit = match row.unit {
+                "bytes/s" => "SIZE/s",
+                "ms" => "TIME",
+                SWITCH => "on|off",
+                _ => "NUMBER",
+            };
             let meaning = row.meaning.trim_end_matches('.');
             let help = format!("{meaning} [{}: {}; default: {default}]", row.unit, row.legal());
             Arg::new(row.name)
@@ -97,7 +107,8 @@ impl Args for ParameterArgs {
 impl FromArgMatches for ParameterArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |row: &Parameter| {
-            matches.get_one::<u64>(row.name).map(|value| (row.name.to_owned(), json!(value)))
+            let json = |value: &u64| if row.unit == SWITCH { json!(*value != 0) } else { json!(value) };
+            matches.get_one::<u64>(row.name).map(|value| (row.name.to_owned(), json(value)))
         };
         let capabilities = matches.get_many::<Value>(CAPABILITY).unwrap_or_default().cloned().collect();
         Ok(Self { parameters: PARAMETERS.iter().filter_map(given).collect(), capabilities })
@@ -111,12 +122,15 @@ impl FromArgMatches for ParameterArgs {
 
 /// A parameter's value as people write it: `100M` for bytes, `50`, `50ms` or `2s` for times.
 fn value(row: &Parameter, text: &str) -> Result<u64, String> {
-    let value = if row.unit == "bytes/s" {
-        text.trim_end_matches("/s").parse::<ByteSize>().map_err(|error| error.to_string())?.0
-    } else {
-        milliseconds(text).ok_or_else(|| {
+    let value = match (row.unit, text) {
+        ("bytes/s", _) => text.trim_end_matches("/s").parse::<ByteSize>().map_err(|error| error.to_string())?.0,
+        ("ms", _) => milliseconds(text).ok_or_else(|| {
             format!("not a time: write milliseconds, or such as 50ms or 2s; legal: {} ms", row.legal())
-        })?
+        })?,
+        (SWITCH, "on") => 1,
+        (SWITCH, "off") => 0,
+        (SWITCH, _) => return Err("write on or off".to_owned()),
+        _ => text.parse().map_err(|_| format!("not a number of {}; legal: {}", row.unit, row.legal()))?,
     };
     Parameters::default().set(row.name, value).map_err(|error| error.to_string())?;
     Ok(value)
@@ -165,7 +179,7 @@ pub(super) fn run(args: &MigrateArgs) -> Result<Exit, Failure> {
     conclude(&ended, uri).map(|()| shown)
 }
 
-fn listen_for_interrupts() -> Result<(), Failure> {
+pub(super) fn listen_for_interrupts() -> Result<(), Failure> {
     LISTENING_SINCE.get_or_init(Instant::now);
     vmm_sys_util::signal::register_signal_handler(libc::SIGINT, on_interrupt)
         .map_err(|error| Failure::text(Exit::Failure, format!("can't listen for Ctrl-C: {error}")))
@@ -217,7 +231,7 @@ extern "C" fn on_interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc
 }
 
 /// Watches until the migration is over, and returns what `query-migrate` says then.
-fn watch(client: &mut Client, show: bool) -> Result<Value, Failure> {
+pub(super) fn watch(client: &mut Client, show: bool) -> Result<Value, Failure> {
     let mut progress = Progress::new(show);
     let mut cancelled = false;
     loop {

@@ -13,6 +13,7 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+mod save;
 mod terminal;
 mod vm;
 
@@ -57,6 +58,9 @@ enum Command {
     /// Move a running guest to another tern process
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(migrate::MigrateArgs),
+    /// Save a guest into a file, from which it can be run again
+    #[command(after_help = save::EXAMPLES)]
+    Save(save::SaveArgs),
     /// Show whether the guest runs, and where its migration stands
     #[command(after_help = "Example:\n  tern status --control /tmp/a.sock")]
     Status(vm::StatusArgs),
@@ -149,6 +153,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run(args) => run::run(*args),
         Command::Migrate(args) => migrate::run(&args),
+        Command::Save(args) => save::run(&args),
         Command::Status(args) => vm::status(&args),
         Command::Pause(args) => vm::simple(&args, "stop"),
         Command::Resume(args) => vm::simple(&args, "cont"),

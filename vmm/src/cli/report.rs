@@ -22,8 +22,9 @@ pub(super) fn table(report: &Value) -> String {
 
 fn rows(report: &Value) -> Vec<(&'static str, String)> {
     let (pages, bytes) = (&report["pages"], &report["bytes"]);
+    let to_file = report["transport"] == "file";
     let mut rows = vec![
-        ("migration", report["status"].as_str().unwrap_or("none").to_owned()),
+        (if to_file { "save" } else { "migration" }, report["status"].as_str().unwrap_or("none").to_owned()),
         ("total time", time(&report["total_us"])),
         ("  setup", time(&report["setup_us"])),
         ("  guest running", time(&report["live_us"])),
@@ -40,15 +41,15 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
     let on_wire = kinds.iter().map(|kind| number(&bytes[kind])).fold(0, u64::saturating_add);
     rows.extend([
         ("guest memory", size(&report["memory_bytes"])),
-        ("on the wire", ByteSize(on_wire).to_string()),
+        (if to_file { "written" } else { "on the wire" }, ByteSize(on_wire).to_string()),
         ("  page data", size(&bytes["page_data"])),
         ("  device state", size(&bytes["state"])),
-        ("pages sent", number(&pages["raw"]).to_string()),
+        (if to_file { "pages written" } else { "pages sent" }, number(&pages["raw"]).to_string()),
         ("  zero", number(&pages["zero"]).to_string()),
         ("  never touched", number(&pages["untouched"]).to_string()),
     ]);
     if number(&report["link_bytes_per_s"]) > 0 {
-        rows.push(("link", format!("{}/s", size(&report["link_bytes_per_s"]))));
+        rows.push((if to_file { "file" } else { "link" }, format!("{}/s", size(&report["link_bytes_per_s"]))));
     }
     rows
 }

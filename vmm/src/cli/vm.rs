@@ -88,6 +88,11 @@ pub(super) fn stop(args: &StopArgs) -> Result<Exit, Failure> {
         client.execute("system_powerdown", json!({}))?;
         return Ok(Exit::Success);
     }
+    quit(&mut client, &args.control)
+}
+
+/// Ends the process, and waits for that.
+pub(super) fn quit(client: &mut Client, control: &ControlArgs) -> Result<Exit, Failure> {
     client.execute("quit", json!({}))?;
     // The process has ended when its socket has: a script may go on and use the same paths.
     let deadline = Instant::now() + QUIT_TIMEOUT;
@@ -98,7 +103,7 @@ pub(super) fn stop(args: &StopArgs) -> Result<Exit, Failure> {
             Ok(_) => {}
         }
     }
-    let path = args.control.control.display();
+    let path = control.control.display();
     let text = format!(
         "--control {path}: the process took `quit`, but has not ended in {} s",
         QUIT_TIMEOUT.as_secs()

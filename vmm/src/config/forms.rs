@@ -180,7 +180,7 @@ impl FromStr for Incoming {
 /// Does `text` look like an address of a migration? The engine parses it again when it is used.
 ///
 /// # Errors
-/// Neither `tcp:HOST:PORT` nor `unix:PATH`.
+/// None of `tcp:HOST:PORT`, `unix:PATH` and `file:PATH`.
 pub fn check_uri(text: &str) -> Result<(), FormError> {
     match text.split_once(':') {
         Some(("tcp", rest)) => {
@@ -194,8 +194,9 @@ pub fn check_uri(text: &str) -> Result<(), FormError> {
             }
         }
         Some(("unix", "")) => Err(FormError::NoPath { form: "unix:PATH" }),
-        Some(("unix", _)) => Ok(()),
-        _ => Err(FormError::Unknown { legal: "tcp:HOST:PORT or unix:PATH" }),
+        Some(("file", "")) => Err(FormError::NoPath { form: "file:PATH" }),
+        Some(("unix" | "file", _)) => Ok(()),
+        _ => Err(FormError::Unknown { legal: "tcp:HOST:PORT, unix:PATH or file:PATH" }),
     }
 }
 

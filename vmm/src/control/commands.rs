@@ -30,7 +30,7 @@ pub struct Command {
 }
 
 const URI: Argument =
-    Argument { name: "uri", kind: Kind::Text, required: true, help: "tcp:HOST:PORT or unix:PATH" };
+    Argument { name: "uri", kind: Kind::Text, required: true, help: "tcp:HOST:PORT, unix:PATH or file:PATH" };
 const PARAMETERS: Argument = Argument {
     name: "parameters",
     kind: Kind::Parameters,
@@ -63,7 +63,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "migrate",
-        help: "Starts to move the guest to another process, and returns at once.",
+        help: "Starts to move the guest to another process, or to save it into a file, and returns at once.",
         arguments: &[URI, CAPABILITIES, PARAMETERS],
         legal: ALIVE,
         run: migrate,

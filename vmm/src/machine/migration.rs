@@ -83,6 +83,8 @@ impl Machine {
     /// Starts to move the guest away.
     pub(super) fn migrate(&mut self, request: &MigrateRequest) -> Result<(), CommandError> {
         let uri = parse_uri(&request.uri)?;
+        let fits = request.parameters.check_for(&uri);
+        fits.map_err(|error| CommandError::invalid(error.to_string()))?;
         // What came with this command in one piece may have been a reset: its guest must not be on both sides.
         if self.wants_new() {
             return Err(CommandError::illegal("the machine is about to start anew: try again"));
@@ -172,6 +174,23 @@ impl Machine {
         self.receiver = None;
     }
 
+    /// A copy of the guest is in a file, and the guest is still here.
+    fn saved(&self, resumed: bool) {
+        if !resumed {
+            // As a person stops it: `cont` lets it go on.
+            return self.core.run().exchange(Hold::Migration, Hold::User);
+        }
+        let written = self.config.disks.iter().filter(|disk| !disk.readonly);
+        let paths: Vec<_> = written.map(|disk| disk.path.display().to_string()).collect();
+        if let (Some(attempt), false) = (&self.attempt, paths.is_empty()) {
+            attempt.control.warn(format!(
+                "the guest goes on writing to {}, and what was saved needs the disk as it was at the save: copy it \
+                 while the guest is stopped (--then stop), or restore only while nothing was written since",
+                paths.join(", ")
+            ));
+        }
+    }
+
     /// Cancels the running attempt.
     pub(super) fn cancel(&mut self) -> Result<(), CommandError> {
         if self.in_doubt {
@@ -212,8 +231,12 @@ impl Machine {
             Ended::Source(SourceEnd { vm, outcome }) => {
                 self.vm = Some(vm);
                 self.in_doubt = matches!(outcome, Outcome::InDoubt(_));
-                if let Outcome::Failed(error) | Outcome::InDoubt(error) = &outcome {
-                    tracing::warn!(error = error.text(), "the migration did not complete");
+                match &outcome {
+                    Outcome::Failed(error) | Outcome::InDoubt(error) => {
+                        tracing::warn!(error = error.text(), "the migration did not complete");
+                    }
+                    Outcome::Saved { resumed } => self.saved(*resumed),
+                    Outcome::Completed | Outcome::Cancelled => {}
                 }
             }
             Ended::Destination(Ok(Received { vm, .. })) => {

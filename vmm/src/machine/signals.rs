@@ -10,6 +10,8 @@ use vmm_sys_util::signal::{block_signal, create_sigset};
 
 /// End of the terminal, interrupt, and the polite request to end.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+/// A file that may not be larger (`ulimit -f`) is an error of the write, not the end of the guest.
+const BLOCKED: libc::c_int = libc::SIGXFSZ;
 
 /// Readable when one of the signals has come.
 pub(super) struct Signals(pub(super) File);
@@ -17,7 +19,7 @@ pub(super) struct Signals(pub(super) File);
 impl Signals {
     /// Takes the signals from here on. Before other threads start, which inherit the mask.
     pub(super) fn new() -> io::Result<Self> {
-        for signal in SIGNALS {
+        for signal in SIGNALS.into_iter().chain([BLOCKED]) {
             block_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
         }
         let set = create_sigset(&SIGNALS).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
