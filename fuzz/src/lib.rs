@@ -19,6 +19,7 @@ pub mod corpus;
 pub mod fields;
 pub mod memory;
 pub mod mutate;
+pub mod peer;
 pub mod random;
 pub mod recording;
 pub mod sections;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tern_fuzz::recording::{control, options, record, said};
-use tern_fuzz::{memory, mutate, seeds};
+use tern_fuzz::{memory, mutate, peer, seeds, stream};
 use tern_migration::Side;
 use tern_migration::destination::receive;
 use tern_migration::fake::FakeVm;
@@ -64,5 +64,24 @@ fn a_mutated_stream_brings_the_guest_or_nothing() {
     if tried == SEEDS {
         assert!(arrived > 0 && arrived + unproved < tried / 2 && reasons.len() > 5, "{arrived}, {reasons:?}");
         assert!(unproved < tried / 50, "{unproved} have lost their proof");
+    }
+}
+
+#[test]
+fn mutated_answers_leave_the_guest_on_one_side() {
+    let recording = record(&options()).unwrap().expect("the recorded migration succeeds");
+    let handed_over = AtomicUsize::new(0);
+    let all = seeds::seeds(SEEDS / 10);
+    seeds::for_each(all.clone(), |seed| {
+        let mutation = mutate::of(&recording.to_source, seed);
+        let began = Instant::now();
+        let arrived = peer::answered(stream::parse(&mutation.bytes)).unwrap();
+        assert!(began.elapsed() < HANG, "seed {seed}: {}: took {:?}", mutation.what, began.elapsed());
+        handed_over.fetch_add(usize::from(arrived), Ordering::SeqCst);
+    });
+    let (tried, handed_over) = (all.end - all.start, handed_over.into_inner() as u64);
+    println!("{handed_over} of {tried} handed over");
+    if tried == SEEDS / 10 {
+        assert!(handed_over > 0 && handed_over < tried / 2, "{handed_over} of {tried} handed over");
     }
 }

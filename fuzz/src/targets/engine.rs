@@ -8,17 +8,15 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
-use tern_migration::channel::{Connection, Listener, Uri};
+use tern_migration::channel::{Listener, Uri};
 use tern_migration::destination::{receive, receive_from};
 use tern_migration::fake::FakeVm;
-use tern_migration::source::{Outcome, migrate};
-use tern_migration::{LiveParameters, Side, fuzzing};
-use tern_schema::Reader;
+use tern_migration::{Side, fuzzing};
 
 use super::{Target, Verdict};
-use crate::fields;
 use crate::recording::{Recording, control, options, record, said};
-use crate::stream::{self, COMMIT, Frame, HELLO, MAGIC, OFFER, PAGES, ROUND_END, STATE};
+use crate::stream::{self, Frame, HELLO, OFFER, PAGES, ROUND_END};
+use crate::{fields, peer};
 
 /// Buffers of a connection, and what a report holds.
 const ENGINE: (usize, usize) = (8 << 20, 64);
@@ -201,72 +199,9 @@ fn source_stream(bytes: &[u8]) -> Verdict {
     destination(&mut frames, &mut Vec::new())
 }
 
-/// The peer's thread gives the source its own session number back, as any peer can.
 fn destination_stream(bytes: &[u8]) -> Verdict {
     let mut frames = stream::parse(bytes);
     frames.iter_mut().for_each(Frame::measure);
-    let (Ok((near, far)), Ok(vm), Ok(control)) =
-        (UnixStream::pair(), FakeVm::booted(options()), control(Side::Source))
-    else {
-        return Verdict::Refused;
-    };
-    let ended = std::thread::scope(|scope| {
-        scope.spawn(move || answer(far, frames));
-        migrate(vm, Connection::from_stream(near), &LiveParameters::default(), &control)
-    });
-    let runs = ended.vm.is_running();
-    match ended.outcome {
-        Outcome::Completed => {
-            assert!(!runs, "the guest runs on both sides");
-            Verdict::Accepted
-        }
-        Outcome::InDoubt(_) => {
-            assert!(!runs, "the guest runs on the source, which has given it up");
-            Verdict::Refused
-        }
-        Outcome::Saved { .. } => panic!("a connection was taken for a file"),
-        Outcome::Failed(_) | Outcome::Cancelled => {
-            assert!(runs, "the guest does not go on after a failure");
-            Verdict::Refused
-        }
-    }
-}
-
-/// Says each frame when it is due: what comes before that ends a migration. Those that are too many come at the end.
-fn answer(mut far: UnixStream, mut frames: Vec<Frame>) -> Option<()> {
-    let mut magic = [0; MAGIC.len()];
-    far.read_exact(&mut magic).ok()?;
-    let hello = hear(&mut far)?;
-    let (mut reader, mut session) = (Reader::new(&hello.payload), &[][..]);
-    while let Ok(Some(field)) = reader.field() {
-        session = if field.number == 4 { field.bytes } else { session };
-    }
-    if let Some(first) = frames.first_mut() {
-        let mut theirs = fields::parse(&first.payload).unwrap_or_default();
-        fields::set_bytes(&mut theirs, 4, session);
-        first.payload = fields::write(&theirs);
-        first.measure();
-    }
     stream::seal_answers(&mut frames);
-    far.write_all(&MAGIC).ok()?;
-    let mut frames = frames.iter();
-    far.write_all(&frames.next()?.bytes()).ok()?;
-    loop {
-        match hear(&mut far)?.kind {
-            OFFER | STATE => far.write_all(&frames.next()?.bytes()).ok()?,
-            COMMIT => break,
-            _ => {}
-        }
-    }
-    frames.try_for_each(|frame| far.write_all(&frame.bytes()).ok())
-}
-
-/// The next frame of a source, which is always whole.
-fn hear(far: &mut UnixStream) -> Option<Frame> {
-    let mut bytes = vec![0; MAGIC.len() + stream::HEADER_BYTES];
-    far.read_exact(bytes.get_mut(MAGIC.len()..)?).ok()?;
-    let mut frame = stream::parse(&bytes).pop()?;
-    frame.payload = vec![0; frame.length as usize];
-    far.read_exact(&mut frame.payload).ok()?;
-    Some(frame)
+    Verdict::accepted(peer::answered(frames).is_ok_and(|arrived| arrived))
 }
