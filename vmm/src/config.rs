@@ -3,6 +3,7 @@
 
 mod forms;
 mod mac;
+mod restore;
 mod size;
 
 use std::fmt::Display;
@@ -13,6 +14,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub use forms::{CpuModel, DiskConfig, FormError, Incoming, NetForm, SerialConfig, check_uri};
+pub use restore::{RestoreConfig, RestoreMode};
 pub use mac::{MacAddress, MacError};
 pub use size::{ByteSize, SizeError};
 

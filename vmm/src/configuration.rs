@@ -108,7 +108,7 @@ pub fn encode(config: &VmConfig) -> Vec<u8> {
         uuid: config.uuid.into_bytes(),
         cpus: config.cpus,
         memory_bytes: config.memory_bytes,
-        cpu: cpu_text(&config.cpu),
+        cpu: config.cpu.to_string(),
         disks: config.disks.iter().map(disk).collect(),
         nets: config.nets.iter().map(net).collect(),
         serial: config.serial.to_string(),
@@ -134,7 +134,7 @@ pub fn decode(bytes: &[u8]) -> Result<VmConfig, ConfigurationError> {
         name: saved.name,
         uuid: Uuid::from_bytes(saved.uuid),
         cpus: saved.cpus,
-        cpu: saved.cpu.parse().map_err(|_| text("cpu", &saved.cpu))?,
+        cpu: CpuModel::from_saved(&saved.cpu).map_err(|_| text("cpu", &saved.cpu))?,
         disks: saved.disks.into_iter().map(disk).collect(),
         nets: saved.nets.into_iter().map(net).collect(),
         serial: port("serial", &saved.serial)?,
@@ -176,13 +176,6 @@ fn boot_of(
         _ => return Err(text("boot", "a kernel and an image, or neither")),
     };
     Ok(BootConfig { kernel, initrd: initrd.map(path_of), cmdline })
-}
-
-fn cpu_text(cpu: &CpuModel) -> String {
-    match cpu {
-        CpuModel::Host => "host".to_owned(),
-        CpuModel::Profile(name) => name.clone(),
-    }
 }
 
 /// Absolute: a restore happens in another folder.

@@ -346,6 +346,12 @@ impl DeviceSet {
         self.nets.iter().map(|net| lock(net).device().mac()).collect()
     }
 
+    /// Gives interface `index` another address: before the guest starts. False: there is no such interface.
+    pub fn set_mac(&self, index: usize, mac: [u8; 6]) -> bool {
+        let net = self.nets.get(index);
+        net.inspect(|net| lock(net).reconfigure(|net| net.set_mac(mac))).is_some()
+    }
+
     /// Tells the networks where the guest is now, a few times, from a thread of its own.
     pub fn announce(&self) {
         if self.nets.is_empty() {

@@ -1,4 +1,5 @@
-//! Guest memory: anonymous, mapped once, with a bitmap of what the VMM writes; and which pages of it exist.
+//! Guest memory: mapped once, with a bitmap of what the VMM writes; what is behind it (nothing, a file, a
+//! pager); and which of its pages exist.
 
 #![allow(unsafe_code, reason = "mmap of guest memory and the pagemap ioctl take addresses")]
 
@@ -7,13 +8,15 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 use tern_devices::GuestRam;
 use tern_migration::PAGE_BYTES;
+use tern_migration::pager::Pager;
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::kvm::Slot;
 use crate::layout;
@@ -30,6 +33,23 @@ pub enum MemoryError {
         #[source]
         source: MmapRegionError,
     },
+    /// The file was refused.
+    #[error("{bytes} bytes of guest memory can't be mapped from byte {offset} of its file on")]
+    MapFile {
+        /// Bytes of the region.
+        bytes: usize,
+        /// Place in the file.
+        offset: u64,
+        /// The host's reason.
+        #[source]
+        source: MmapRegionError,
+    },
+    /// The file doesn't have as many regions.
+    #[error("the file has no memory region {region}")]
+    NoRegion {
+        /// Region's number.
+        region: usize,
+    },
     /// The regions don't fit together.
     #[error("guest memory of {bytes} bytes can't be laid out")]
     Layout {
@@ -43,22 +63,89 @@ pub enum MemoryError {
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES as usize).unwrap();
 
+/// What guest memory is when nobody has written it yet.
+#[derive(Debug, Default)]
+pub enum Backing {
+    /// Zero. A pager may be put behind it before it is touched.
+    #[default]
+    Anonymous,
+    /// The content of a file, copied on write: the file never changes.
+    File {
+        /// The file.
+        file: File,
+        /// Where each region is in it, a multiple of 4096.
+        offsets: Vec<u64>,
+    },
+}
+
 /// Maps `bytes` of memory for a guest, split around the 32-bit hole. Nothing is touched yet.
-pub fn map(bytes: u64) -> Result<GuestRam, MemoryError> {
+pub fn map(bytes: u64, backing: &Backing) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::new();
-    for (start, length) in layout::ram_regions(bytes) {
-        let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        let mapping = MmapRegionBuilder::new_with_bitmap(length, AtomicBitmap::new(length, PAGE))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(flags)
-            .build()
-            .map_err(|source| MemoryError::Map { bytes: length, source })?;
+    for (index, (start, length)) in layout::ram_regions(bytes).into_iter().enumerate() {
+        let mapping = map_region(index, length, backing)?;
         let overlap = || MemoryError::Layout { bytes, source: FromRangesError::InvalidGuestRegion };
         regions.push(GuestRegionMmap::new(mapping, start).ok_or_else(overlap)?);
     }
     let layout =
         |source: vm_memory::GuestRegionCollectionError| MemoryError::Layout { bytes, source: source.into() };
     GuestRam::from_regions(regions).map_err(layout)
+}
+
+fn map_region(
+    index: usize,
+    bytes: usize,
+    backing: &Backing,
+) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
+    let private = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let plain = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, PAGE))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    match backing {
+        Backing::Anonymous => {
+            let built = plain.with_mmap_flags(libc::MAP_ANONYMOUS | private).build();
+            built.map_err(|source| MemoryError::Map { bytes, source })
+        }
+        Backing::File { file, offsets } => {
+            let offset = *offsets.get(index).ok_or(MemoryError::NoRegion { region: index })?;
+            let refused = |source| MemoryError::MapFile { bytes, offset, source };
+            let file = file.try_clone().map_err(|error| refused(MmapRegionError::Mmap(error)))?;
+            let plain = plain.with_mmap_flags(private).with_file_offset(FileOffset::new(file, offset));
+            plain.build().map_err(refused)
+        }
+    }
+}
+
+/// What is behind a machine's memory: where pages come from that aren't in this process yet.
+#[derive(Debug, Default)]
+pub struct Behind {
+    is_file: bool,
+    pager: OnceLock<Pager>,
+}
+
+impl Behind {
+    /// Behind memory that was mapped with `backing`.
+    pub fn of(backing: &Backing) -> Self {
+        Self { is_file: matches!(backing, Backing::File { .. }), pager: OnceLock::new() }
+    }
+
+    /// Puts a pager behind it: once in a machine's life.
+    pub fn set_pager(&self, pager: Pager) -> Result<(), Pager> {
+        self.pager.set(pager)
+    }
+
+    /// The pager, if there is one.
+    pub fn pager(&self) -> Option<&Pager> {
+        self.pager.get()
+    }
+
+    /// Appends those of `pages` to `out` that may hold something other than zeroes, though this process has no
+    /// page of its own there.
+    fn elsewhere(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) {
+        if self.is_file {
+            out.push(pages);
+        } else if let Some(pager) = self.pager() {
+            pager.missing(region, pages, out);
+        }
+    }
 }
 
 /// The memory slots of `ram`, in order.
@@ -186,20 +273,46 @@ impl Residency {
     }
 }
 
+/// Appends those of `pages` (of region `region`, mapped at `base`) that may hold something other than zeroes to
+/// `out`, as runs in order: pages of this process, and pages that haven't come yet.
+pub fn resident(
+    residency: &Residency,
+    behind: &Behind,
+    (region, base): (usize, u64),
+    pages: Range<u64>,
+    out: &mut Vec<Range<u64>>,
+) -> io::Result<()> {
+    // Asked first: a page that comes meanwhile is then in one answer or in both.
+    let mut elsewhere = Vec::new();
+    behind.elsewhere(region, pages.clone(), &mut elsewhere);
+    if elsewhere.is_empty() {
+        return residency.of(base, pages, out);
+    }
+    if elsewhere != [pages.clone()] {
+        residency.of(base, pages, &mut elsewhere)?;
+        elsewhere.sort_unstable_by_key(|run| run.start);
+    }
+    elsewhere.into_iter().for_each(|run| push(run, out));
+    Ok(())
+}
+
+/// Appends a run that begins no earlier than those before it.
 fn push(run: Range<u64>, out: &mut Vec<Range<u64>>) {
     match out.last_mut() {
-        Some(last) if last.end == run.start => last.end = run.end,
+        Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
         _ => out.push(run),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tern_migration::pager::{Ending, Fetched, PageSource};
+
     use super::*;
     use vm_memory::{Bytes, GuestAddress};
 
     fn resident(scan: bool) -> Vec<Range<u64>> {
-        let ram = map(16 << 20).unwrap();
+        let ram = map(16 << 20, &Backing::Anonymous).unwrap();
         for page in [3, 4, 5, 700, 4095] {
             ram.write_obj(1u8, GuestAddress(page * PAGE_BYTES)).unwrap();
         }
@@ -221,8 +334,70 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_in_a_file_counts_as_there_and_the_file_never_changes() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes = [vec![0; 8192], vec![7u8; 1 << 20]].concat();
+        io::Write::write_all(&mut file, &bytes).unwrap();
+        let backing = Backing::File { file: file.try_clone().unwrap(), offsets: vec![8192] };
+        let (ram, behind) = (map(1 << 20, &backing).unwrap(), Behind::of(&backing));
+        ram.write_obj(1u8, GuestAddress(PAGE_BYTES)).unwrap();
+        assert_eq!(ram.read_obj::<u16>(GuestAddress(PAGE_BYTES)).unwrap(), 0x0701);
+        let mut found = Vec::new();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut [0; 1], 0).unwrap();
+        let slot = slots(&ram)[0].host_address;
+        resident(&Residency::new().unwrap(), &behind, (0, slot), 10..200, &mut found).unwrap();
+        assert_eq!(found, [10..200]);
+        let mut now = vec![0; bytes.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut now, 0).unwrap();
+        assert!(now == bytes, "a write of the guest is in the file");
+        let short = Backing::File { file, offsets: vec![1 << 20] };
+        assert!(map(1 << 20, &short).unwrap_err().to_string().contains("from byte 1048576"));
+    }
+
+    /// Content in every fourth page.
+    struct Fourth;
+
+    impl PageSource for Fourth {
+        fn fetch(
+            &self,
+            _: usize,
+            pages: Range<u64>,
+            into: &mut [u8],
+        ) -> Result<Fetched, Box<dyn std::error::Error + Send + Sync>> {
+            into.fill(4);
+            Ok(if pages.start % 4 == 0 { Fetched::Content(1) } else { Fetched::Zero(1) })
+        }
+    }
+
+    #[test]
+    fn pages_that_have_not_come_yet_count_as_there() {
+        let (ram, behind) = (map(1 << 20, &Backing::Anonymous).unwrap(), Behind::default());
+        let (sender, ended) = std::sync::mpsc::channel();
+        let told = Box::new(move |ending| drop(sender.send(ending)));
+        let Ok(pager) = Pager::start(&ram, std::sync::Arc::new(Fourth), told) else {
+            return eprintln!("SKIPPED: userfaultfd may not be used here");
+        };
+        assert!(behind.set_pager(pager).is_ok());
+        let (residency, base) = (Residency::new().unwrap(), slots(&ram)[0].host_address);
+        let found = |pages| {
+            let mut out = Vec::new();
+            resident(&residency, &behind, (0, base), pages, &mut out).unwrap();
+            out
+        };
+        assert_eq!(found(3..256), [3..256]);
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(8 * PAGE_BYTES)).unwrap(), 4);
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(9 * PAGE_BYTES)).unwrap(), 0);
+        // The thread that serves this has noted the two before.
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(100 * PAGE_BYTES)).unwrap(), 4);
+        assert_eq!(found(3..90), [3..9, 10..90], "a zero page that has come holds nothing");
+        behind.pager().unwrap().prefetch().unwrap();
+        assert!(matches!(ended.recv().unwrap(), Ending::Complete));
+        assert_eq!(found(0..10), [0..1, 4..5, 8..9]);
+    }
+
+    #[test]
     fn what_the_vmm_writes_is_in_the_bitmap() {
-        let ram = map(1 << 20).unwrap();
+        let ram = map(1 << 20, &Backing::Anonymous).unwrap();
         ram.write_obj(1u8, GuestAddress(5 * PAGE_BYTES)).unwrap();
         let written = written(ram.iter().next().unwrap());
         assert!(written.is_bit_set(5) && !written.is_bit_set(6));

@@ -6,15 +6,15 @@ use tern_migration::{Aspect, DestinationVm, DirtyBitmap, GuestRam, MemoryRegion,
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
 
+use crate::machine_profile;
+use crate::config::MacAddress;
+use crate::configuration;
 use crate::memory;
 use crate::platform::{self, PlatformV1};
 use crate::run_control::Hold;
 use crate::sections;
 use crate::vcpu::Offer;
 use crate::vm::{Vm, platform as platform_of};
-
-/// What the guest sees of the machine. A tern that changes it makes a new name.
-const PROFILE: &str = "tern-1";
 
 impl Vm {
     fn describe(&self) -> VmFacts {
@@ -23,7 +23,7 @@ impl Vm {
             |slot: &crate::kvm::Slot| MemoryRegion { gpa: slot.gpa, length_bytes: slot.length_bytes };
         VmFacts {
             name: self.name.clone(),
-            profile: PROFILE.to_owned(),
+            profile: machine_profile::CURRENT.name.to_owned(),
             tern_version: env!("CARGO_PKG_VERSION").to_owned(),
             cpus: self.core.vcpus().len() as u32,
             memory: slots.iter().map(region).collect(),
@@ -39,7 +39,12 @@ impl SourceVm for Vm {
     }
 
     fn configuration(&self) -> Vec<u8> {
-        Vec::new()
+        let mut config = self.config.clone();
+        // A guest that came keeps the addresses with which it came.
+        for (net, mac) in config.nets.iter_mut().zip(self.core.devices().macs()) {
+            net.mac = MacAddress(mac);
+        }
+        configuration::encode(&config)
     }
 
     fn ram(&self) -> &GuestRam {
@@ -76,7 +81,7 @@ impl SourceVm for Vm {
     fn resident(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), VmError> {
         let base = self.core.ram().iter().nth(region).map(|region| region.as_ptr() as u64);
         let base = base.ok_or_else(|| VmError::plain(format!("there is no memory region {region}")))?;
-        let found = self.residency.of(base, pages, out);
+        let found = memory::resident(&self.residency, self.core.behind(), (region, base), pages, out);
         found.map_err(|error| VmError::new("the page map can't be read", error))
     }
 

@@ -19,7 +19,7 @@ use crate::host::KvmKind;
 use crate::kvm::{DirtyLog, set_slot};
 use crate::layout;
 use crate::lines::Lines;
-use crate::memory::{self, MemoryError, Residency};
+use crate::memory::{self, Backing, Behind, MemoryError, Residency};
 use crate::platform::PlatformV1;
 use crate::run_control::{Hold, Machinery, RunControl};
 use crate::vcpu::{self, Bus, CpuidV1, Feature, Offer, Profile, Template, Vcpu, VcpuError, VcpuEvent, VcpuSet};
@@ -102,6 +102,8 @@ impl Machinery for Guest {
 pub struct Core {
     // Before the memory, which its threads use until they are joined.
     run: RunControl<Guest>,
+    // Before the memory that it fills, and after those who wait for it.
+    behind: Behind,
     vm: VmFd,
     ram: GuestRam,
     lines: Lines,
@@ -121,6 +123,11 @@ impl Core {
     /// KVM's handle.
     pub fn vm(&self) -> &VmFd {
         &self.vm
+    }
+
+    /// What is behind its memory.
+    pub fn behind(&self) -> &Behind {
+        &self.behind
     }
 
     /// Guest memory.
@@ -145,6 +152,8 @@ pub struct Vm {
     pub(crate) dirty: DirtyLog,
     pub(crate) residency: Residency,
     pub(crate) name: String,
+    /// What it was built from.
+    pub(crate) config: VmConfig,
     pub(crate) kvm: Arc<Host>,
     /// What the guest needs of its host. Kept, because a running vCPU can't be asked.
     pub(crate) platform: PlatformV1,
@@ -155,13 +164,14 @@ impl Vm {
     pub fn build(
         host: &Arc<Host>,
         config: &VmConfig,
+        backing: &Backing,
         plugs: &Plugs,
         hold: Hold,
         events: &EventSink,
         on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
     ) -> Result<Self, BuildError> {
         let vm = host.kvm.create_vm().map_err(kvm_error("CREATE_VM"))?;
-        let ram = memory::map(config.memory_bytes)?;
+        let ram = memory::map(config.memory_bytes, backing)?;
         let slots = memory::slots(&ram);
         let tracking = |source| BuildError::Host { what: "the dirty log can't be set up", source };
         let dirty = DirtyLog::new(&vm, slots.clone()).map_err(tracking)?;
@@ -180,9 +190,9 @@ impl Vm {
         let run = RunControl::new(Guest { vcpus, devices }, hold, events.clone());
         let pagemap = |source| BuildError::Host { what: "/proc/self/pagemap can't be opened", source };
         let residency = Residency::new().map_err(pagemap)?;
-        let core = Arc::new(Core { run, vm, ram, lines: plugs.lines.clone() });
+        let core = Arc::new(Core { run, behind: Behind::of(backing), vm, ram, lines: plugs.lines.clone() });
         let platform = platform(&core, host);
-        Ok(Self { core, dirty, residency, name: config.name.clone(), kvm: Arc::clone(host), platform })
+        Ok(Self { core, dirty, residency, name: config.name.clone(), config: config.clone(), kvm: Arc::clone(host), platform })
     }
 
     /// The shared part.
@@ -232,6 +242,7 @@ fn make_vcpus(host: &Host, vm: &VmFd, config: &VmConfig, ram: &GuestRam) -> Resu
     let profile = match &config.cpu {
         CpuModel::Host => None,
         CpuModel::Profile(name) => Some(Profile::named(name)?),
+        CpuModel::File(profile) => Some(Profile::clone(profile)),
     };
     let offer = Offer::of(&host.kvm, &host.hidden).map_err(at(0))?;
     let template = Template::new(offer, cpus, profile.as_ref())?;

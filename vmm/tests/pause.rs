@@ -59,7 +59,7 @@ impl Bus for Register {
 fn an_access_in_two_halves_is_whole_when_the_vcpu_stands_still() {
     let Some(kvm) = host::kvm() else { return };
     let vm = kvm.create_vm().unwrap();
-    let ram = memory::map(MEMORY_BYTES).unwrap();
+    let ram = memory::map(MEMORY_BYTES, &memory::Backing::Anonymous).unwrap();
     ram.write_slice(&COUNT_IN_A_REGISTER, CODE).unwrap();
     set_slot(&vm, 0, &memory::slots(&ram)[0], 0).unwrap();
     vm.set_tss_address(layout::KVM_TSS as usize).unwrap();

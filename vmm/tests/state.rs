@@ -16,6 +16,7 @@ use tern_vmm::boot::{self, BootImage, BootSource};
 use tern_vmm::config::VmConfig;
 use tern_vmm::control::{EventSink, event_queue};
 use tern_vmm::devices::Plugs;
+use tern_vmm::memory::Backing;
 use tern_vmm::run_control::Hold;
 use tern_vmm::vm::{Host, Vm};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -48,7 +49,7 @@ impl Bench {
 
     fn machine(&self, hold: Hold) -> Vm {
         let on_event = Arc::new(|event| panic!("a vCPU ended: {event:?}"));
-        Vm::build(&self.host, &self.config, &self.plugs, hold, &self.events, on_event).unwrap()
+        Vm::build(&self.host, &self.config, &Backing::Anonymous, &self.plugs, hold, &self.events, on_event).unwrap()
     }
 
     fn boot(&self, cmdline: &str) -> Vm {

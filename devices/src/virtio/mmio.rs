@@ -107,6 +107,15 @@ impl<D: VirtioDevice> MmioTransport<D> {
         &self.device
     }
 
+    /// Changes what the device's configuration space says, and tells a driver that is at work (virtio 1.2, 2.5.1).
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut D)) {
+        change(&mut self.device);
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if self.at_work() {
+            self.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
     /// All features on offer.
     fn offered(&self) -> u64 {
         self.device.features() | VERSION_1 | EVENT_IDX | INDIRECT_DESC

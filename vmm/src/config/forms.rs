@@ -3,13 +3,16 @@
 //! The command line says which flag and value an error belongs to; the texts here say what is legal.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::Serialize;
 use thiserror::Error;
 
 use super::mac::{MacAddress, MacError};
+use super::restore::RestoreConfig;
+use crate::control::chain;
+use crate::vcpu::{Profile, ProfileError};
 
 /// What is wrong with a value's form.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -50,8 +53,17 @@ pub enum FormError {
     #[error("not an address: write tcp:HOST:PORT with a port from 0 to 65535, an IPv6 host in [brackets]")]
     Tcp,
     /// A CPU name with characters that no profile has.
-    #[error("not a CPU: write `host` or the name of a profile (letters, digits, `-`, `_`, `.`)")]
+    #[error(
+        "not a CPU: write `host`, the name of a profile (letters, digits, `-`, `_`, `.`), or a file's path (with a `/`, \
+         or ending in .json)"
+    )]
     Cpu,
+    /// A CPU profile's file that can't be used.
+    #[error("{text}")]
+    Profile {
+        /// Which, and why.
+        text: String,
+    },
 }
 
 /// A disk: a file and how it may be used.
@@ -163,6 +175,8 @@ pub enum Incoming {
     Defer,
     /// Listen at once, at this address: `tcp:HOST:PORT` or `unix:PATH`.
     Uri(String),
+    /// It is in a file.
+    File(RestoreConfig),
 }
 
 impl FromStr for Incoming {
@@ -171,6 +185,11 @@ impl FromStr for Incoming {
     fn from_str(text: &str) -> Result<Self, FormError> {
         if text == "defer" {
             return Ok(Self::Defer);
+        }
+        match text.strip_prefix("file:") {
+            Some("") => return Err(FormError::NoPath { form: "file:PATH" }),
+            Some(path) => return Ok(Self::File(RestoreConfig::new(path.into()))),
+            None => {}
         }
         check_uri(text)?;
         Ok(Self::Uri(text.to_owned()))
@@ -209,16 +228,53 @@ pub enum CpuModel {
     Host,
     /// A named set of features, the same on every host that has them.
     Profile(String),
+    /// One from a file.
+    File(Box<Profile>),
 }
 
+impl CpuModel {
+    /// Is it the path of a file, not a name?
+    pub fn is_path(text: &str) -> bool {
+        text.contains('/') || text.ends_with(".json")
+    }
+
+    /// From what [`Self::to_string`] made of it: opens no file.
+    ///
+    /// # Errors
+    /// It made no such text.
+    pub fn from_saved(text: &str) -> Result<Self, FormError> {
+        if Self::is_path(text) && !text.starts_with('{') { Err(FormError::Cpu) } else { text.parse() }
+    }
+}
+
+/// As it is parsed again: a profile from a file is told whole, since its file may be gone.
+impl fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Profile(name) => f.write_str(name),
+            Self::File(profile) => f.write_str(&profile.to_json()),
+        }
+    }
+}
+
+/// A file is read here: what comes later, such as the guest's reset, must not depend on it.
 impl FromStr for CpuModel {
     type Err = FormError;
 
     fn from_str(text: &str) -> Result<Self, FormError> {
         let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let bad = |error: ProfileError| FormError::Profile { text: chain(&error) };
         match text {
             "host" => Ok(Self::Host),
             "" => Err(FormError::Cpu),
+            whole if whole.starts_with('{') => {
+                let fault = |fault| bad(ProfileError::File { path: "{...}".into(), fault });
+                Profile::parse(whole.as_bytes()).map(|profile| Self::File(Box::new(profile))).map_err(fault)
+            }
+            path if Self::is_path(path) => {
+                Profile::read(Path::new(path)).map(|profile| Self::File(Box::new(profile))).map_err(bad)
+            }
             name if name.chars().all(legal) => Ok(Self::Profile(name.to_owned())),
             _ => Err(FormError::Cpu),
         }
@@ -283,10 +339,11 @@ mod tests {
     #[test]
     fn addresses() {
         assert_eq!("defer".parse(), Ok(Incoming::Defer));
+        assert_eq!("file:a b".parse(), Ok(Incoming::File(RestoreConfig::new("a b".into()))));
         for text in ["tcp:localhost:4444", "tcp::0", "tcp:[::1]:4444", "unix:/tmp/m"] {
             assert_eq!(text.parse(), Ok(Incoming::Uri(text.to_owned())));
         }
-        for text in ["tcp:4444", "tcp:a:b", "tcp:a:70000", "tcp:::1:4", "unix:", "exec:rm", "", "tcp:a:"] {
+        for text in ["tcp:4444", "tcp:a:b", "tcp:a:70000", "tcp:::1:4", "unix:", "exec:rm", "", "tcp:a:", "file:"] {
             assert!(text.parse::<Incoming>().is_err(), "{text}");
         }
     }
@@ -296,6 +353,13 @@ mod tests {
         assert_eq!("host".parse(), Ok(CpuModel::Host));
         assert_eq!("x86-64-v2".parse(), Ok(CpuModel::Profile("x86-64-v2".into())));
         assert_eq!("a b".parse::<CpuModel>(), Err(FormError::Cpu));
+        let read: CpuModel = concat!(env!("CARGO_MANIFEST_DIR"), "/cpu/x86-64-v3.json").parse().unwrap();
+        assert_eq!(read, CpuModel::File(Box::new(Profile::named("x86-64-v3").unwrap())));
+        assert_eq!(CpuModel::from_saved(&read.to_string()), Ok(read));
+        assert_eq!(CpuModel::from_saved("/dev/null"), Err(FormError::Cpu));
+        let text = "no-such.json".parse::<CpuModel>().unwrap_err().to_string();
+        assert!(text.contains("no-such.json can't be read: No such file"), "{text}");
+        assert!("{}".parse::<CpuModel>().unwrap_err().to_string().contains("tern-cpu-profile"));
     }
 
     proptest! {

@@ -1,12 +1,16 @@
 //! What ends a machine.
 
 use std::io;
+use std::path::PathBuf;
 
+use tern_migration::MigrationError;
+use tern_migration::pager::PagerError;
 use thiserror::Error;
 
 use crate::boot::BootError;
 use crate::control::SocketError;
 use crate::host::KvmError;
+use crate::restore::RestoreError;
 use crate::vcpu::VcpuFault;
 use crate::vm::BuildError;
 
@@ -58,6 +62,25 @@ pub enum RunError {
         uri: String,
         /// Why.
         reason: String,
+    },
+    /// A file to restore from.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The guest did not come out of its file.
+    #[error("the guest can't be restored from {}", path.display())]
+    NotRestored {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<MigrationError>,
+    },
+    /// A page of memory that was to come on demand.
+    #[error("{}", super::restoring::LOST)]
+    MemoryLost {
+        /// Which, and why.
+        #[source]
+        source: PagerError,
     },
     /// The host refused something.
     #[error("{what}")]

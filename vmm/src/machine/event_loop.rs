@@ -73,6 +73,7 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
     let machine = Arc::new(Mutex::new(machine));
     let server = super::operations::serve(&mut manager, control.as_deref(), events, &machine)?;
 
+    let shared = Arc::clone(&machine);
     let lock = || machine.lock().unwrap_or_else(PoisonError::into_inner);
     let mut served = Served::default();
     served.replace(&mut manager, lock().sources());
@@ -92,9 +93,14 @@ pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
             machine.begin()?;
         }
         if let Some(result) = machine.take_end() {
+            let memory_lost = machine.memory_lost;
             drop(machine);
             if let Some(server) = server {
                 server.lock().unwrap_or_else(PoisonError::into_inner).finish();
+            }
+            if memory_lost {
+                // To take it down is to wait for its threads, or to let them go on with a page of zeroes.
+                std::mem::forget(shared);
             }
             return result;
         }

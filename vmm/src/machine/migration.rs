@@ -9,11 +9,12 @@ use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
 use tern_migration::{Control, LiveParameters, Observer, Parameters, Side, Status};
 
+use crate::config::{Incoming, RestoreConfig};
 use crate::control::{CommandError, Event, EventSink, MigrateRequest};
 use crate::run_control::Hold;
 use crate::vm::Vm;
 
-use super::Machine;
+use super::{Machine, RunError};
 use super::notice::Notice;
 use super::state::Attempt;
 
@@ -32,6 +33,8 @@ pub(super) struct Receiver {
 pub(super) enum Ended {
     /// The source's side.
     Source(SourceEnd<Vm>),
+    /// A guest from a file.
+    File(Result<Received<Vm>, Box<ReceiveError<Vm>>>),
     /// The destination's side. After a failure its machine may be half filled: it is not used again.
     Destination(Result<Received<Vm>, Box<ReceiveError<Vm>>>),
 }
@@ -69,7 +72,7 @@ fn parse_uri(text: &str) -> Result<Uri, CommandError> {
 }
 
 impl Machine {
-    fn new_attempt(&mut self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
+    pub(super) fn new_attempt(&mut self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
         let live = Arc::new(LiveParameters::new(parameters));
         let teller = Teller { sink: self.sink.clone(), live: Arc::clone(&live) };
         let control = Control::new(side, Box::new(teller)).map_err(|error| failed(&error))?;
@@ -146,11 +149,11 @@ impl Machine {
         });
     }
 
-    fn spawn(&mut self, work: impl FnOnce() + Send + 'static) {
+    pub(super) fn spawn(&mut self, work: impl FnOnce() + Send + 'static) {
         match std::thread::Builder::new().name("migration".into()).spawn(work) {
             Ok(thread) => self.thread = Some(thread),
             // The machine went with the closure: there is nothing left to run.
-            Err(error) => self.end(Err(super::RunError::Host {
+            Err(error) => self.end(Err(RunError::Host {
                 what: "the migration's thread can't be started",
                 source: error,
             })),
@@ -244,6 +247,21 @@ impl Machine {
                 // They were for this guest's way here.
                 self.awaited = Parameters::default();
                 self.has_arrived();
+            }
+            Ended::File(Ok(Received { vm, running })) => {
+                self.vm = Some(vm);
+                if let Some(Incoming::File(RestoreConfig { json: true, .. })) = self.config.incoming {
+                    self.tell_restored(running);
+                }
+                self.has_arrived();
+            }
+            Ended::File(Err(failure)) => {
+                let ReceiveError { vm, error, .. } = *failure;
+                self.vm = Some(vm);
+                if let Some(Incoming::File(RestoreConfig { path, .. })) = &self.config.incoming {
+                    let path = path.clone();
+                    self.end(Err(RunError::NotRestored { path, source: Box::new(error) }));
+                }
             }
             Ended::Destination(Err(failure)) => self.not_received(*failure),
         }

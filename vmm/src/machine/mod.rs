@@ -16,6 +16,7 @@ mod migration;
 mod notice;
 mod opening;
 mod operations;
+mod restoring;
 mod signals;
 mod state;
 

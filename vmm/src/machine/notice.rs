@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use tern_migration::pager::PagerError;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::vcpu::VcpuEvent;
@@ -18,6 +19,13 @@ pub(super) enum Notice {
         generation: u64,
         /// What it said.
         event: VcpuEvent,
+    },
+    /// A page of machine number `generation` can't be had.
+    MemoryLost {
+        /// Which machine of this process.
+        generation: u64,
+        /// Why.
+        error: PagerError,
     },
     /// A migration is over.
     Migration(Box<Ended>),

@@ -9,6 +9,8 @@ use tern_migration::{Control, LiveParameters, Parameters};
 use crate::config::{Incoming, MacAddress, VmConfig};
 use crate::control::{Event, EventSink};
 use crate::devices::{Plugs, Source};
+use crate::memory::Backing;
+use crate::restore::Opened;
 use crate::run_control::Hold;
 use crate::vcpu::VcpuEvent;
 use crate::vm::{Core, Host, Vm};
@@ -32,7 +34,7 @@ pub struct Machine {
     /// None while a migration has it.
     pub(super) vm: Option<Vm>,
     /// Number of this machine among those that this process has had.
-    generation: u64,
+    pub(super) generation: u64,
     wants_new: bool,
     end: Option<Result<ExitReason, RunError>>,
     /// The running migration, or the last one.
@@ -46,6 +48,10 @@ pub struct Machine {
     /// For the awaited incoming migration.
     pub(super) awaited: Parameters,
     pub(super) in_doubt: bool,
+    /// The file that the guest comes from, until it is read.
+    opened: Option<Opened>,
+    /// A page can't be had, and some thread waits for it.
+    pub(super) memory_lost: bool,
 }
 
 /// A migration that runs or ran.
@@ -64,10 +70,16 @@ impl Machine {
         notices: Notices,
         inbox: Inbox,
     ) -> Result<Self, RunError> {
+        // The file first: what is wrong with it is known at once.
+        let opened_file = match &config.incoming {
+            Some(Incoming::File(file)) => Some(Opened::open(file)?),
+            _ => None,
+        };
+        let backing = opened_file.as_ref().map(|file| file.backing(config.memory_bytes)).transpose()?;
         let opened = opening::host()?;
         let ends = opening::ends(&config)?;
         let host = Arc::new(opened.host);
-        let vm = build(&host, &config, &ends.plugs, &sink, &notices, 0)?;
+        let vm = build(&host, &config, &backing.unwrap_or_default(), &ends.plugs, &sink, &notices, 0)?;
         Ok(Self {
             config,
             host,
@@ -87,6 +99,8 @@ impl Machine {
             receiver: None,
             awaited: Parameters::default(),
             in_doubt: false,
+            opened: opened_file,
+            memory_lost: false,
         })
     }
 
@@ -111,6 +125,10 @@ impl Machine {
                 self.listen(&uri, changes)
                     .map_err(|error| RunError::Incoming { uri, reason: error.to_string() })
             }
+            Some(Incoming::File(_)) => match self.opened.take() {
+                Some(opened) => self.restore(opened),
+                None => Ok(()),
+            },
             Some(_) => {
                 self.await_guest();
                 Ok(())
@@ -177,6 +195,8 @@ impl Machine {
                 self.sink.post(Event::Shutdown { guest: false, reason: "host-error" });
                 self.end(Err(RunError::Vcpu(fault)));
             }
+            Notice::MemoryLost { generation, .. } if generation != self.generation => {}
+            Notice::MemoryLost { error, .. } => self.lose_memory(error),
             Notice::Migration(ended) => self.migration_ended(*ended),
         }
     }
@@ -231,8 +251,16 @@ impl Machine {
         self.vm = None;
         self.generation += 1;
         self.ends.plugs.renew();
-        let vm =
-            build(&self.host, &self.config, &self.ends.plugs, &self.sink, &self.notices, self.generation)?;
+        let (backing, plugs) = (Backing::Anonymous, &self.ends.plugs);
+        let vm = build(
+            &self.host,
+            &self.config,
+            &backing,
+            plugs,
+            &self.sink,
+            &self.notices,
+            self.generation,
+        )?;
         self.core = Arc::clone(vm.core());
         self.vm = Some(vm);
         if paused {
@@ -256,8 +284,11 @@ impl Machine {
     /// returns one.
     pub(super) fn take_end(&mut self) -> Option<Result<ExitReason, RunError>> {
         let end = self.end.take()?;
-        self.end_attempt();
-        self.core.run().hold(Hold::Ended);
+        // Who waits for a page that can't be had can't be waited for. It goes with the process.
+        if !self.memory_lost {
+            self.end_attempt();
+            self.core.run().hold(Hold::Ended);
+        }
         self.ends.plugs.flush();
         Some(end)
     }
@@ -266,6 +297,7 @@ impl Machine {
 fn build(
     host: &Arc<Host>,
     config: &VmConfig,
+    backing: &Backing,
     plugs: &Plugs,
     sink: &EventSink,
     notices: &Notices,
@@ -277,5 +309,5 @@ fn build(
         notices.post(Notice::Vcpu { generation, event });
     });
     let hold = if config.incoming.is_some() { Hold::Incoming } else { Hold::Building };
-    Ok(Vm::build(host, config, plugs, hold, sink, on_event)?)
+    Ok(Vm::build(host, config, backing, plugs, hold, sink, on_event)?)
 }

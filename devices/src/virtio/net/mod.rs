@@ -115,6 +115,12 @@ impl Net {
         self.mac
     }
 
+    /// Gives the interface another address. A driver that is at work has read the old one, and keeps it until it
+    /// starts anew.
+    pub fn set_mac(&mut self, mac: [u8; 6]) {
+        (self.mac, self.config) = (mac, config_space(mac));
+    }
+
     /// Tells the switches on the way where the guest is now: a RARP request that carries its MAC address.
     /// Frames get lost, so send it a few times.
     pub fn self_announce(&self) -> io::Result<()> {

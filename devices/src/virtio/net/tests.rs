@@ -170,3 +170,17 @@ fn the_announcement_is_a_rarp_request_with_the_address_that_the_guest_took_along
     crate::BusDevice::read(&mut destination.transport, 0x100, &mut config);
     assert_eq!(config, config_space(MAC));
 }
+
+#[test]
+fn another_address_is_told_to_the_driver_and_saved() {
+    let (net, _host) = net();
+    let mut driver = Driver::started(net, ALL_FEATURES);
+    let (generation, config) = (0xfc, 0x100);
+    let before = driver.read(generation);
+    let other = [0x02, 9, 8, 7, 6, 5];
+    driver.transport.reconfigure(|net| net.set_mac(other));
+    assert_ne!(driver.read(generation), before);
+    assert_eq!(driver.read(config), u32::from_le_bytes([0x02, 9, 8, 7]));
+    assert!(driver.interrupted());
+    assert_eq!(driver.transport.save().mac, other);
+}
