@@ -1,6 +1,7 @@
 //! Frames over a connection: each has its number, its round and a checksum, and is checked against all
 //! three and against its limits before anything looks at what it holds.
 
+mod compare;
 mod farewell;
 mod frame;
 mod handshake;
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use tern_schema::{Record, Writer, decode_record};
 
+pub(crate) use compare::{Compared, compare, refusal};
 pub(crate) use frame::{FLAG_RUNNING, FrameType, HEADER_BYTES, Header, MAGIC};
-pub(crate) use handshake::{Peer, differences, introduce};
+pub(crate) use handshake::{Peer, introduce};
 pub(crate) use message::{
     Agreed, Commit, Failed, Hello, Offer, PROTOCOL_MAX, PROTOCOL_MIN, Prepared, ROLE_MAIN, Refused, RoundEnd,
     Running, TERN_VERSION,

@@ -1,5 +1,7 @@
 //! Does the source's guest fit?
 
+use tern_schema::ChosenVersion;
+
 use super::Attempt;
 use super::load::{Loading, Prepared};
 use super::vm_failed;
@@ -7,8 +9,8 @@ use crate::error::{MigrationError, ProtocolError};
 use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_MASK, RamView};
 use crate::stats::{Proof, Status};
-use crate::vm::{DestinationVm, VmFacts};
-use crate::wire::{Agreed as AgreedMessage, FrameType, Offer, Peer, differences};
+use crate::vm::{Aspect, DestinationVm, VmFacts};
+use crate::wire::{Agreed as AgreedMessage, Compared, FrameType, Offer, Peer, compare, refusal};
 
 /// The source has introduced itself.
 pub(super) struct Connected<'s, 'a, V> {
@@ -33,24 +35,24 @@ impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
         attempt.report.downtime_limit_ms = offer.downtime_limit_ms;
         attempt.report.max_bandwidth_bytes_per_s = offer.max_bandwidth_bytes_per_s;
         attempt.report.max_total_time_ms = offer.max_total_time_ms;
-        check(&attempt.vm, &offer.facts, offer.page_bytes)?;
+        let sections = check(&attempt.vm, &offer.facts, offer.page_bytes)?;
         let (protocol_version, encodings) = (peer.protocol_version, offer.encodings & ENCODINGS_MASK);
         let proofs = offer.proofs.map(|proofs| proofs & PROOF_XXH3);
         let hashes = proofs.is_some_and(|proofs| proofs != 0);
         attempt.report.proof = hashes.then(Proof::default);
-        let agreed = AgreedMessage { protocol_version, encodings, proofs };
+        let agreed = AgreedMessage { protocol_version, encodings, proofs, sections };
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
         attempt.report.setup_us = attempt.control.elapsed_us();
         Ok(Agreed { attempt, ram })
     }
 }
 
-/// What the engine compares, and then what the machine does; everything that differs is in one text.
-pub(super) fn check<V: DestinationVm>(
+/// What the engine compares, and then what the machine does. An error: it can't be compared.
+pub(super) fn compare_all<V: DestinationVm>(
     vm: &V,
     source: &VmFacts,
     page_bytes: u32,
-) -> Result<(), MigrationError> {
+) -> Result<Compared, MigrationError> {
     let VmFacts { sections, memory, .. } = source;
     let counts =
         [("sections", sections.len(), tern_schema::SECTIONS_MAX), ("regions", memory.len(), 1 << 10)];
@@ -60,20 +62,26 @@ pub(super) fn check<V: DestinationVm>(
             return Err(ProtocolError::Limit { frame: "offer", field, found, max }.into());
         }
     }
-    let ours = differences(source, page_bytes, &vm.facts());
-    let compared = vm.check(source).map_err(vm_failed("comparing the two machines"));
-    let theirs = compared.map_or_else(
-        |error| vec![("platform".to_owned(), error.chain().split_off(1).join(": "))],
-        |aspects| {
-            let differing = aspects.into_iter().filter(|aspect| !aspect.is_ok());
-            differing.map(|aspect| (aspect.code.clone(), aspect.text())).collect()
-        },
-    );
-    let ours = ours.map(|(code, text)| (code.to_owned(), text));
-    let found: Vec<(String, String)> = ours.into_iter().chain(theirs).collect();
-    let Some((code, _)) = found.first() else { return Ok(()) };
-    let text = found.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n");
-    Err(MigrationError::Refused { code: code.clone(), text })
+    let mut compared = compare(source, page_bytes, &vm.facts());
+    match vm.check(source).map_err(vm_failed("comparing the two machines")) {
+        Ok(aspects) => compared.aspects.extend(aspects),
+        Err(error) => {
+            let text = error.chain().split_off(1).join(": ");
+            let remedy = "use releases that are closer to each other";
+            compared.aspects.push(Aspect::differs("platform", "platform", "not compared", text, remedy));
+        }
+    }
+    Ok(compared)
+}
+
+/// The version in which each section will come, or a refusal that lists everything that differs.
+pub(super) fn check<V: DestinationVm>(
+    vm: &V,
+    source: &VmFacts,
+    page_bytes: u32,
+) -> Result<Vec<ChosenVersion>, MigrationError> {
+    let Compared { aspects, chosen } = compare_all(vm, source, page_bytes)?;
+    refusal(&aspects).map_or(Ok(chosen), Err)
 }
 
 impl<'s, 'a, V: DestinationVm> Agreed<'s, 'a, V> {

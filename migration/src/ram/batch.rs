@@ -31,8 +31,6 @@ pub(crate) struct PageRecord {
 pub(crate) struct Batch<'b, 'r> {
     /// Rising by region and page.
     pub(crate) records: &'b [PageRecord],
-    /// The hash of each, if the carrier wants them; else empty.
-    pub(crate) hashes: &'b [u64],
     /// The data of all of them in their order; neighbours are joined. May be used up.
     pub(crate) data: &'b mut [OutSpan<'r>],
     pub(crate) data_bytes: usize,

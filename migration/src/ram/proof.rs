@@ -65,15 +65,9 @@ impl MemoryProof {
         }
     }
 
-    /// The pages of these records are now as they are in memory. Each one's hash goes to `hashes` as well.
-    pub(crate) fn add(
-        &mut self,
-        ram: &RamView,
-        records: &[PageRecord],
-        hashes: &mut Vec<u64>,
-    ) -> Result<(), MigrationError> {
+    /// The pages of these records are now as they are in memory.
+    pub(crate) fn add(&mut self, ram: &RamView, records: &[PageRecord]) -> Result<(), MigrationError> {
         let started = Instant::now();
-        hashes.clear();
         for PageRecord { region, page, encoding, .. } in records {
             let hash = match encoding {
                 Encoding::Zero => 0,
@@ -83,7 +77,6 @@ impl MemoryProof {
                 }
             };
             self.set(*region, *page, hash);
-            hashes.push(hash);
         }
         self.spent += started.elapsed();
         Ok(())

@@ -17,7 +17,6 @@ const FRAME: &str = "pages";
 pub(crate) struct PageReceiver<'r> {
     ram: &'r RamView,
     records: Vec<PageRecord>,
-    hashes: Vec<u64>,
     /// If both sides compare.
     pub(crate) proof: Option<MemoryProof>,
 }
@@ -25,8 +24,7 @@ pub(crate) struct PageReceiver<'r> {
 impl<'r> PageReceiver<'r> {
     pub(crate) fn new(ram: &'r RamView, hashes: bool) -> Self {
         let proof = hashes.then(|| MemoryProof::new(ram.region_pages()));
-        let most = super::BATCH_PAGES_MAX;
-        Self { ram, records: Vec::with_capacity(most), hashes: Vec::with_capacity(most), proof }
+        Self { ram, records: Vec::with_capacity(super::BATCH_PAGES_MAX), proof }
     }
 
     /// Receives the batch whose header and records `wire` has just received.
@@ -57,7 +55,7 @@ impl<'r> PageReceiver<'r> {
         data.iter().for_each(|span| self.ram.populate(span));
         wire.receive_data(&mut data)?;
         if let Some(proof) = &mut self.proof {
-            proof.add(self.ram, &self.records, &mut self.hashes)?;
+            proof.add(self.ram, &self.records)?;
         }
         let (page_data, page_records) = (u64::from(header.length - header.head), u64::from(header.head));
         Ok((pages, Bytes { page_data, page_records, ..Bytes::default() }))

@@ -20,7 +20,6 @@ pub(crate) const CHUNK_PAGES: u64 = 2048;
 pub(crate) struct PageSender<'r> {
     ram: &'r RamView,
     records: Vec<PageRecord>,
-    hashes: Vec<u64>,
     /// If the other end wants to compare.
     pub(crate) proof: Option<MemoryProof>,
     data: Vec<OutSpan<'r>>,
@@ -42,7 +41,6 @@ impl<'r> PageSender<'r> {
         Self {
             ram,
             records: Vec::with_capacity(BATCH_PAGES_MAX),
-            hashes: Vec::with_capacity(BATCH_PAGES_MAX),
             proof: hashes.then(|| MemoryProof::new(ram.region_pages())),
             data: Vec::with_capacity(BATCH_PAGES_MAX),
             pages: Pages::default(),
@@ -81,11 +79,11 @@ impl<'r> PageSender<'r> {
         }
         // Just before the carrier reads them: then they are in the cache for it.
         if let Some(proof) = &mut self.proof {
-            proof.add(self.ram, &self.records, &mut self.hashes)?;
+            proof.add(self.ram, &self.records)?;
         }
         let started = Instant::now();
-        let Self { records, hashes, data, data_bytes, .. } = self;
-        let result = carrier.pages(&mut Batch { records, hashes, data, data_bytes: *data_bytes });
+        let Self { records, data, data_bytes, .. } = self;
+        let result = carrier.pages(&mut Batch { records, data, data_bytes: *data_bytes });
         let busy_us = started.elapsed().as_micros() as u64;
         let bytes = Bytes {
             page_data: self.data_bytes as u64,

@@ -1,5 +1,7 @@
 //! Coming to terms with the other end, and the start of the dirty log.
 
+use tern_schema::StateSet;
+
 use super::carrier::{Proposal, Terms};
 use super::rounds::Rounds;
 use super::{Attempt, vm_failed};
@@ -62,10 +64,11 @@ impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
         attempt.set_status(Status::Active);
         attempt.undo.log_started = true;
         attempt.vm.dirty_log_start().map_err(vm_failed("starting the dirty log"))?;
+        let set = terms.sections.map_or_else(StateSet::default, StateSet::choosing);
         let mut pending = DirtyBitmap::new(ram.region_pages());
         // A host clears only what a fetch has reported.
         attempt.vm.dirty_log_fetch(&mut pending).map_err(vm_failed("reading the dirty log"))?;
         pending.set_all();
-        Ok(Rounds::new(attempt, ram, pending, PageSender::new(ram, terms.hashes)))
+        Ok(Rounds::new(attempt, ram, pending, PageSender::new(ram, terms.hashes), set))
     }
 }

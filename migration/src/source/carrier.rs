@@ -6,6 +6,8 @@
 //!   '-------- any error, or cancel: last_words, abandon; the guest goes on at the source
 //! ```
 
+use tern_schema::ChosenVersion;
+
 use crate::error::MigrationError;
 use crate::ram::Batch;
 use crate::stats::Report;
@@ -27,8 +29,10 @@ pub(crate) struct Proposal<'v> {
 pub(crate) struct Terms {
     /// How long the other end takes to answer.
     pub(crate) round_trip_us: u64,
-    /// The other end wants the hash of each page.
+    /// The other end compares: memory is hashed, and the last `end_round` says with what result.
     pub(crate) hashes: bool,
+    /// The versions that the other end has chosen; none: the newest of all.
+    pub(crate) sections: Option<Vec<ChosenVersion>>,
 }
 
 /// One way for a guest to go.

@@ -4,8 +4,6 @@
 
 use std::time::Instant;
 
-use tern_schema::StateSet;
-
 use super::rounds::Rounds;
 use super::{Attempt, Outcome, vm_failed};
 use crate::error::MigrationError;
@@ -32,7 +30,7 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
     /// Saves, then looks at the dirty log once: saving may write guest memory, and nothing does after it.
     pub(super) fn offer(self) -> Result<Offered<'s, 'a, V>, MigrationError> {
         let Self { mut rounds, running, stop_started, mut downtime } = self;
-        downtime.state_save_us = timed(|| save(&mut rounds.attempt.vm, &mut rounds.state))?;
+        downtime.state_save_us = timed(|| save(&mut rounds))?;
         downtime.final_ram_us = timed(|| send_last_pages(&mut rounds))?;
         let Rounds { attempt, state, .. } = rounds;
         let sending = Instant::now();
@@ -43,10 +41,10 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
     }
 }
 
-fn save<V: SourceVm>(vm: &mut V, encoded: &mut Vec<u8>) -> Result<(), MigrationError> {
-    let mut state = StateSet::default();
-    vm.save(&mut state).map_err(vm_failed("saving the guest's state"))?;
-    state.encode(encoded);
+fn save<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), MigrationError> {
+    let Rounds { attempt, set, state, .. } = rounds;
+    attempt.vm.save(set).map_err(vm_failed("saving the guest's state"))?;
+    set.encode(state);
     Ok(())
 }
 

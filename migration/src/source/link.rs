@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tern_schema::ChosenVersion;
+
 use super::carrier::{Carrier, Proposal, Terms};
 use crate::channel::Connection;
 use crate::control::Control;
@@ -9,6 +11,7 @@ use crate::error::{MigrationError, ProtocolError};
 use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{Batch, ENCODINGS_MASK};
 use crate::stats::{Report, Side};
+use crate::vm::SectionOffer;
 use crate::wire::{
     Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, RoundEnd, Running, Wire, introduce,
 };
@@ -22,6 +25,19 @@ impl<'a> Link<'a> {
     pub(crate) fn new(connection: Connection, control: &'a Control) -> Self {
         Self { wire: Wire::new(connection, Side::Source, control) }
     }
+}
+
+/// Only what was offered can be chosen.
+fn check_versions(offered: &[SectionOffer], chosen: &[ChosenVersion]) -> Result<(), ProtocolError> {
+    for ChosenVersion { name, instance, version } in chosen {
+        let section = offered.iter().find(|s| s.name == *name && s.instance == *instance);
+        let range = section.map_or(0..=0, |s| s.oldest.unwrap_or(s.version)..=s.version);
+        if !range.contains(version) {
+            let (frame, field, found, max) = ("agreed", "section version", *version, *range.end());
+            return Err(ProtocolError::Limit { frame, field, found: found.into(), max: max.into() });
+        }
+    }
+    Ok(())
 }
 
 impl Carrier for Link<'_> {
@@ -50,7 +66,9 @@ impl Carrier for Link<'_> {
                 return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected }.into());
             }
         }
-        Ok(Terms { round_trip_us, hashes: proofs & PROOF_XXH3 != 0 })
+        check_versions(&offer.facts.sections, &answer.sections)?;
+        let (hashes, sections) = (proofs & PROOF_XXH3 != 0, Some(answer.sections));
+        Ok(Terms { round_trip_us, hashes, sections })
     }
 
     fn hear(&mut self) -> Result<(), MigrationError> {

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use tern_schema::StateSet;
+
 use super::commit::Stopped;
 use super::{Attempt, vm_failed};
 use crate::dirty::DirtyBitmap;
@@ -30,6 +32,8 @@ pub(super) struct Rounds<'s, 'a, V> {
     resident: Vec<Range<u64>>,
     dirty_bytes_before: Option<u64>,
     rounds_within_limit: u32,
+    /// To be filled, in the versions that the other end has chosen.
+    pub(super) set: StateSet,
     /// Room for the state, made before the guest waits for it.
     pub(super) state: Vec<u8>,
 }
@@ -40,6 +44,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         ram: &'s RamView,
         pending: DirtyBitmap,
         sender: PageSender<'s>,
+        set: StateSet,
     ) -> Self {
         // Every second page of a chunk: no chunk has more runs, so nothing is allocated later.
         let runs = || Vec::with_capacity(CHUNK_PAGES as usize / 2 + 1);
@@ -52,6 +57,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             resident: runs(),
             dirty_bytes_before: None,
             rounds_within_limit: 0,
+            set,
             state: Vec::with_capacity(STATE_BYTES),
         }
     }

@@ -59,7 +59,7 @@ const fn row(frame: FrameType, name: &'static str, max_bytes: u64, flags: u8) ->
 pub(crate) const FRAMES: &[FrameInfo] = &[
     row(FrameType::Hello, "hello", 4096, 0),
     row(FrameType::Offer, "offer", 1 << 20, 0),
-    row(FrameType::Agreed, "agreed", 4096, 0),
+    row(FrameType::Agreed, "agreed", 64 << 10, 0),
     row(FrameType::Refused, "refused", 64 << 10, 0),
     row(FrameType::Pages, "pages", PAGES_MAX_BYTES, 0),
     row(FrameType::RoundEnd, "round-end", 4096, 0),

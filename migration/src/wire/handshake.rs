@@ -1,4 +1,4 @@
-//! Who is there, and do the two machines fit together?
+//! Who is there: each side introduces itself.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -7,10 +7,7 @@ use std::io::{self, Read};
 use super::{FrameType, Hello, PROTOCOL_MAX, PROTOCOL_MIN, ROLE_MAIN, TERN_VERSION, Wire};
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::stats::Side;
-use crate::vm::{PAGE_BYTES, SectionOffer, VmFacts};
 
-/// Most differences that a refusal lists.
-const DIFFERENCES_MAX: usize = 16;
 /// Longest name of the peer's that a text of ours repeats.
 const NAME_MAX_CHARS: usize = 64;
 
@@ -102,131 +99,9 @@ pub(super) fn readable(text: &str) -> String {
     text.chars().take(NAME_MAX_CHARS).flat_map(char::escape_default).collect()
 }
 
-/// What the engine itself compares, each difference with both sides' values; the code is the first one's.
-pub(crate) fn differences(
-    source: &VmFacts,
-    page_bytes: u32,
-    destination: &VmFacts,
-) -> Option<(&'static str, String)> {
-    let mut found: Vec<(&'static str, String)> = Vec::new();
-    let mut compare = |code, what: &str, theirs: String, ours: String, remedy: &str| {
-        if theirs != ours {
-            found.push((code, format!("{what}: source {theirs}, destination {ours}; {remedy}")));
-        }
-    };
-    let ours = PAGE_BYTES.to_string();
-    compare("page-size", "page size in bytes", page_bytes.to_string(), ours, "use the same release");
-    let (theirs, ours) = (readable(&source.profile), readable(&destination.profile));
-    compare("profile", "machine profile", theirs, ours, "start the destination with the source's profile");
-    let (theirs, ours) = (source.cpus.to_string(), destination.cpus.to_string());
-    compare("cpus", "vCPUs", theirs, ours, "start the destination with the source's --cpus");
-    let (theirs, ours) = (layout(source), layout(destination));
-    compare("memory-layout", "memory", theirs, ours, "start the destination with the source's --memory");
-    found.extend(section_differences(&source.sections, &destination.sections));
-    let (code, _) = found.first()?;
-    let more = found.len().saturating_sub(DIFFERENCES_MAX);
-    let mut texts: Vec<_> = found.iter().take(DIFFERENCES_MAX).map(|(_, text)| text.clone()).collect();
-    if more > 0 {
-        texts.push(format!("and {more} more differences"));
-    }
-    Some((code, texts.join("\n")))
-}
-
-fn layout(facts: &VmFacts) -> String {
-    let total: u64 = facts.memory.iter().map(|r| r.length_bytes).fold(0, u64::saturating_add);
-    let shown = facts.memory.iter().take(DIFFERENCES_MAX);
-    let mut out = format!("{total} bytes in {} regions (", facts.memory.len());
-    for (index, region) in shown.enumerate() {
-        let comma = if index == 0 { "" } else { ", " };
-        let _ = write!(out, "{comma}{:#x}+{:#x}", region.gpa, region.length_bytes);
-    }
-    out + ")"
-}
-
-fn section_differences(source: &[SectionOffer], destination: &[SectionOffer]) -> Vec<(&'static str, String)> {
-    let name = |s: &SectionOffer| format!("{}#{}", readable(&s.name), s.instance);
-    let same = |a: &SectionOffer, b: &SectionOffer| a.name == b.name && a.instance == b.instance;
-    let mut found = Vec::new();
-    for theirs in source {
-        match destination.iter().find(|ours| same(theirs, ours)) {
-            None => found.push((
-                "section-missing",
-                format!(
-                    "{}: source has it (version {}), destination has not; give the destination that device",
-                    name(theirs),
-                    theirs.version
-                ),
-            )),
-            Some(ours) if ours.version != theirs.version => found.push((
-                "section-version",
-                format!(
-                    "{}: source has version {}, destination {}; use releases that are closer",
-                    name(theirs),
-                    theirs.version,
-                    ours.version
-                ),
-            )),
-            Some(_) => {}
-        }
-    }
-    let only_here = destination.iter().filter(|ours| !source.iter().any(|theirs| same(theirs, ours)));
-    found.extend(only_here.map(|ours| {
-        let text = format!(
-            "{}: source has not, destination has it (version {}); start the destination without that device",
-            name(ours),
-            ours.version
-        );
-        ("section-missing", text)
-    }));
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::MemoryRegion;
-
-    fn facts() -> VmFacts {
-        let section = |name: &str, version| SectionOffer {
-            name: name.into(),
-            instance: 0,
-            version,
-            oldest: None,
-            optional: None,
-        };
-        VmFacts {
-            name: "a".into(),
-            profile: "tern-1".into(),
-            tern_version: "1".into(),
-            cpus: 2,
-            memory: vec![MemoryRegion { gpa: 0, length_bytes: 1 << 20 }],
-            sections: vec![section("vcpu", 1), section("serial", 1)],
-            platform: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn each_difference_is_named_with_both_values() {
-        let source = facts();
-        assert_eq!(differences(&source, 4096, &facts()), None);
-        let mut destination = facts();
-        destination.cpus = 4;
-        destination.memory[0].length_bytes = 2 << 20;
-        destination.sections[0].version = 2;
-        destination.sections[1].name = "rtc".into();
-        let (code, text) = differences(&source, 16384, &destination).unwrap();
-        assert_eq!(code, "page-size");
-        for part in [
-            "source 16384, destination 4096",
-            "vCPUs: source 2, destination 4",
-            "source 1048576 bytes in 1 regions (0x0+0x100000), destination 2097152",
-            "vcpu#0: source has version 1, destination 2",
-            "serial#0: source has it",
-            "rtc#0: source has not",
-        ] {
-            assert!(text.contains(part), "{part} is not in {text}");
-        }
-    }
 
     #[test]
     fn a_hello_without_a_common_version_names_both_ranges() {

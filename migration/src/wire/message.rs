@@ -1,7 +1,7 @@
 //! The messages. Records of the schema crate: a reader passes over an unknown field that its writer marked
 //! optional, and refuses any other, so messages may grow without a new protocol version.
 
-use tern_schema::record;
+use tern_schema::{ChosenVersion, record};
 
 use crate::vm::VmFacts;
 
@@ -61,6 +61,8 @@ record! {
         [2] encodings: u64,
         /// The part of the offer's `proofs` that is used.
         [3 optional] proofs: Option<u64>,
+        /// For each section that both sides have, the version in which it is to be sent.
+        [4 optional] sections: Vec<ChosenVersion>,
     }
 }
 
