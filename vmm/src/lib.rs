@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod bus;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -11,10 +12,12 @@ pub mod kvm;
 pub mod layout;
 pub mod lines;
 pub mod machine;
+pub mod machine_profile;
 pub mod memory;
 pub mod migrate;
 pub mod platform;
 pub mod run_control;
+pub mod schema;
 pub mod sections;
 pub mod vcpu;
 pub mod vm;

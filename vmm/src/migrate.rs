@@ -9,6 +9,7 @@ use vm_memory::GuestMemoryBackend;
 use crate::machine_profile;
 use crate::config::MacAddress;
 use crate::configuration;
+use crate::machine_profile;
 use crate::memory;
 use crate::platform::{self, PlatformV1};
 use crate::run_control::Hold;

@@ -3,74 +3,65 @@
 //! A file of `golden/` has the bytes of one section's body in hex, and behind it, in lines that begin with `#`,
 //! what they mean. The test reads the bytes with the code of today, writes them again and prints them: number,
 //! type, order and meaning of a field can't change unnoticed. A file is never edited; a new version, and a
-//! version that has got an optional field, gets a new one.
+//! version that has got an optional field, gets a new one, and the older file stays as `NAME-before-FIELD.hex`.
+//! Which sections and versions there are, [`tern_vmm::catalog`] says.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::fmt::{Debug, Write as _};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tern_devices::{AcpiPmV1, BlkV1, ConsoleV1, I8042V1, NetV1, RngV1, RtcV1, SerialV1};
-use tern_migration::VmFacts;
-use tern_schema::{FieldInfo, Kind, Presence, Reader, Record, Section, Writer};
-use tern_schema::{decode_record, encode_record};
-use tern_vmm::kvm::{ClockV1, IoapicV1, PicV1, PitV1};
-use tern_vmm::platform::PlatformV1;
-use tern_vmm::vcpu::VcpuV1;
+use tern_schema::{DecodeError, FieldInfo, Kind, Presence, Rewrite, Writer, walk};
+use tern_vmm::catalog;
 
 /// One shipped layout.
 struct Row {
     /// File name without its ending.
     file: String,
     fields: &'static [FieldInfo],
-    /// The whole text of a file for these bytes, by way of the record.
-    text: fn(&[u8]) -> Result<String, tern_schema::DecodeError>,
+    rewrite: Rewrite,
 }
 
-fn section<S: Section + Debug>() -> Row {
-    record::<S>(&format!("{}-v{}", S::NAME, S::VERSION))
-}
-
-fn record<R: Record + Debug>(file: &str) -> Row {
-    Row { file: file.to_owned(), fields: R::fields(), text: |bytes| Ok(text(&decode_record::<R>(bytes)?)) }
-}
-
-/// All that ships. The facts are what the handshake compares.
+/// All that ships: every version of every section, and what else crosses a wire.
 fn rows() -> Vec<Row> {
-    vec![
-        section::<VcpuV1>(),
-        section::<ClockV1>(),
-        section::<PitV1>(),
-        section::<PicV1>(),
-        section::<IoapicV1>(),
-        section::<SerialV1>(),
-        section::<I8042V1>(),
-        section::<RtcV1>(),
-        section::<AcpiPmV1>(),
-        section::<BlkV1>(),
-        section::<NetV1>(),
-        section::<RngV1>(),
-        section::<ConsoleV1>(),
-        record::<VmFacts>("handshake-vm-facts"),
-        record::<PlatformV1>("handshake-platform-v1"),
-    ]
+    let versions = catalog::sections().into_iter().flat_map(|section| section.versions);
+    let versions = versions.map(|version| Row {
+        file: format!("{}-v{}", version.name, version.version),
+        fields: version.fields,
+        rewrite: version.rewrite,
+    });
+    let records = catalog::records().into_iter();
+    let records = records.map(|record| Row {
+        file: record.name.to_owned(),
+        fields: record.fields,
+        rewrite: record.rewrite,
+    });
+    versions.chain(records).collect()
 }
 
-fn text<R: Record + Debug>(record: &R) -> String {
+/// The whole text of a file for these bytes, by way of the record.
+fn text(row: &Row, bytes: &[u8]) -> Result<String, DecodeError> {
+    let (bytes, values) = (row.rewrite)(bytes)?;
     let mut text = String::new();
-    for line in encode_record(record).chunks(32) {
+    for line in bytes.chunks(32) {
         line.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap());
         text.push('\n');
     }
-    format!("{record:#?}").lines().for_each(|line| writeln!(text, "# {line}").unwrap());
-    text
+    values.lines().for_each(|line| writeln!(text, "# {line}").unwrap());
+    Ok(text)
 }
 
 fn bytes(text: &str) -> Vec<u8> {
     let hex: String = text.lines().filter(|line| !line.starts_with('#')).collect();
     let pairs = hex.as_bytes().chunks(2);
     pairs.map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+/// Bytes from before a field was added: what they mean is told as it was told then.
+fn is_older(file: &str) -> bool {
+    file.contains("-before-")
 }
 
 fn folder() -> PathBuf {
@@ -103,7 +94,7 @@ fn fill(fields: &[FieldInfo], next: &mut u64, out: &mut Writer<'_>) {
 fn new_file(row: &Row) -> String {
     let mut filled = Vec::new();
     fill(row.fields, &mut 0, &mut Writer::new(&mut filled));
-    (row.text)(&filled).unwrap()
+    text(row, &filled).unwrap()
 }
 
 fn how_to_add(row: &Row) -> String {
@@ -114,6 +105,13 @@ fn how_to_add(row: &Row) -> String {
     )
 }
 
+/// The names of the files that have bytes, without their ending.
+fn files() -> Vec<String> {
+    let names =
+        fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.strip_suffix(".hex").map(str::to_owned)).collect()
+}
+
 #[test]
 fn golden_bytes_are_read_and_written_again_as_they_were() {
     for row in rows() {
@@ -121,7 +119,7 @@ fn golden_bytes_are_read_and_written_again_as_they_were() {
         let Ok(golden) = fs::read_to_string(&path) else {
             panic!("{} has no golden bytes.\n{}", row.file, how_to_add(&row));
         };
-        let again = (row.text)(&bytes(&golden));
+        let again = text(&row, &bytes(&golden));
         let again = again.unwrap_or_else(|error| panic!("{} is not read any more: {error}", path.display()));
         assert_eq!(
             again, golden,
@@ -132,21 +130,46 @@ fn golden_bytes_are_read_and_written_again_as_they_were() {
 }
 
 #[test]
+fn bytes_from_before_a_field_was_added_are_read_and_written_as_they_were() {
+    for row in rows() {
+        let older = format!("{}-before-", row.file);
+        for file in files().iter().filter(|file| file.starts_with(&older)) {
+            let golden = bytes(&fs::read_to_string(folder().join(format!("{file}.hex"))).unwrap());
+            let (again, _) = (row.rewrite)(&golden).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert_eq!(again, golden, "{file}: a state without the new field is not written as it was");
+        }
+    }
+}
+
+/// The first field, nested ones included, that no item of `walked` holds; with the names that lead to it.
+fn absent(fields: &[FieldInfo], found: &BTreeSet<String>, prefix: &str) -> Option<String> {
+    fields.iter().find_map(|field| {
+        let path = format!("{prefix}{}", field.name);
+        match field.kind {
+            _ if !found.contains(&path) => Some(path),
+            Kind::Record(_, inner) => absent(inner(), found, &format!("{path}.")),
+            _ => None,
+        }
+    })
+}
+
+#[test]
 fn golden_bytes_have_every_field() {
     for row in rows() {
-        let golden = bytes(&fs::read_to_string(folder().join(format!("{}.hex", row.file))).unwrap());
-        let (mut reader, mut found) = (Reader::new(&golden), Vec::new());
-        while let Some(field) = reader.field().unwrap() {
-            found.push(field.number);
-        }
-        for field in row.fields {
-            assert!(
-                found.contains(&field.number),
-                "{} was made before the field {} was. Keep it as {}-before-{}.hex with a row of its own.\n{}",
+        let Ok(golden) = fs::read_to_string(folder().join(format!("{}.hex", row.file))) else {
+            panic!("{} has no golden bytes.\n{}", row.file, how_to_add(&row));
+        };
+        let golden = bytes(&golden);
+        let mut found = BTreeSet::new();
+        walk("golden", row.fields, &golden).visit(&mut |path, _| {
+            let without_positions = path.split('.').map(|part| part.split('[').next().unwrap());
+            found.insert(without_positions.collect::<Vec<_>>().join("."));
+        });
+        if let Some(path) = absent(row.fields, &found, "") {
+            let field = path.rsplit('.').next().unwrap();
+            panic!(
+                "{0} was made before the field {path} was. Rename it to {0}-before-{field}.hex.\n{1}",
                 row.file,
-                field.name,
-                row.file,
-                field.name,
                 how_to_add(&row)
             );
         }
@@ -167,7 +190,8 @@ fn declared(folder: &Path, out: &mut Vec<String>) {
                     continue;
                 };
                 let (name, version) = rest.split_once("\" ").unwrap();
-                out.push(format!("{name}-v{}", version.trim_end_matches(" {")));
+                let version = version.trim_start_matches("optional ").split(' ').next().unwrap();
+                out.push(format!("{name}-v{version}"));
             }
         }
     }
@@ -184,14 +208,11 @@ fn every_section_has_golden_bytes() {
     for section in sections {
         assert!(
             rows.iter().any(|row| row.file == section),
-            "{section} has no row in vmm/tests/golden.rs: add one, run this test again, and it shows the bytes"
+            "{section} is not in vmm/src/catalog.rs: add it, run this test again, and it shows the bytes"
         );
     }
-    for entry in fs::read_dir(folder()).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(
-            rows.iter().any(|row| format!("{}.hex", row.file) == name),
-            "{name} has no row that reads it"
-        );
+    for file in files() {
+        let known = |row: &Row| file == row.file || file.starts_with(&format!("{}-before-", row.file));
+        assert!(rows.iter().any(known), "{file}.hex belongs to nothing that this build reads");
     }
 }

@@ -19,6 +19,8 @@ pub enum Exit {
     MigrationCancelled = 5,
     /// The migration is in doubt: a person must look at the destination, and resolve it.
     MigrationInDoubt = 6,
+    /// The two schemas that were compared are not compatible.
+    SchemasDiffer = 7,
 }
 
 /// The table, for `--help`.
@@ -30,7 +32,8 @@ Exit codes:
   3  the guest ended badly (triple fault, KVM internal error)
   4  the migration or save failed, and the guest goes on where it was
   5  the migration or save was cancelled, and the guest goes on where it was
-  6  the migration is in doubt: look at the destination, then tern migrate --resolve";
+  6  the migration is in doubt: look at the destination, then tern migrate --resolve
+  7  the two schemas are not compatible (tern schema diff)";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -52,6 +55,7 @@ mod tests {
             Exit::MigrationFailed,
             Exit::MigrationCancelled,
             Exit::MigrationInDoubt,
+            Exit::SchemasDiffer,
         ];
         for (number, exit) in all.into_iter().enumerate() {
             assert_eq!(exit as usize, number);

@@ -14,6 +14,7 @@ mod progress;
 mod report;
 mod run;
 mod save;
+mod schema;
 mod terminal;
 mod vm;
 
@@ -89,6 +90,9 @@ enum Command {
     /// Build and find guest images
     #[command(subcommand, after_help = image::EXAMPLES)]
     Image(image::ImageCommand),
+    /// Show what this build saves of a guest, and compare builds
+    #[command(subcommand, after_help = schema::EXAMPLES)]
+    Schema(schema::SchemaCommand),
 }
 
 #[derive(Debug, clap::Args)]
@@ -165,6 +169,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
             if json { print_json(&facts) } else { print(&show(&facts)) }
         }
         Command::Image(command) => image::run(&command),
+        Command::Schema(command) => schema::run(&command),
     }
 }
 
