@@ -6,7 +6,6 @@ use tern_migration::{Aspect, DestinationVm, DirtyBitmap, GuestRam, MemoryRegion,
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
 
-use crate::machine_profile;
 use crate::config::MacAddress;
 use crate::configuration;
 use crate::machine_profile;
