@@ -99,7 +99,7 @@ fn msrs(source: &PlatformV1, here: &Here<'_>) -> Aspect {
 }
 
 /// Tolerance of the TSC's frequency without scaling, as KVM has it: 250 parts per million.
-fn same_frequency(one_khz: u32, other_khz: u32) -> bool {
+pub(crate) fn same_frequency(one_khz: u32, other_khz: u32) -> bool {
     u64::from(one_khz.abs_diff(other_khz)) * 4000 <= u64::from(one_khz)
 }
 

@@ -1,10 +1,13 @@
 //! Warnings about a machine that is legal, and hardly what was meant.
 
-use crate::config::{BootConfig, ByteSize, KernelSource, VmConfig};
+use crate::config::{BootConfig, ByteSize, CpuModel, KernelSource, VmConfig};
+use crate::host::KvmKind;
+use crate::vcpu::{FeatureSet, Profile, forced};
 
 /// One line each. `host_memory_bytes` is 0 where it is not known.
 pub(super) fn of(config: &VmConfig, host_memory_bytes: u64) -> Vec<String> {
-    [memory(config, host_memory_bytes), cpus(config)].into_iter().flatten().collect()
+    let shown = || forced(KvmKind::detect());
+    [memory(config, host_memory_bytes), cpus(config), cpu(config, shown)].into_iter().flatten().collect()
 }
 
 fn memory(config: &VmConfig, host_memory_bytes: u64) -> Option<String> {
@@ -28,6 +31,23 @@ fn cpus(config: &VmConfig) -> Option<String> {
     })
 }
 
+/// A software KVM shows its guests more than their profile.
+fn cpu(config: &VmConfig, shown: impl Fn() -> FeatureSet) -> Option<String> {
+    let profile = match &config.cpu {
+        CpuModel::Host => return None,
+        CpuModel::Profile(name) => Profile::named(name).ok()?,
+        CpuModel::File(profile) => Profile::clone(profile),
+    };
+    let shown = shown().without(&profile.visible());
+    (!shown.is_empty() && config.boot.is_some()).then(|| {
+        format!(
+            "--cpu {}: this host's KVM shows guests these all the same, and a host that lacks them won't take the \
+             guest: {shown}",
+            profile.name
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +63,22 @@ mod tests {
         assert_eq!(advice("linux", 8, 1 << 30, 1 << 30), [""; 0]);
         assert_eq!(advice("pulse", 4, 1 << 30, 0), [""; 0]);
         assert_eq!(advice("no such image", 9, 1 << 30, 0), [""; 0]);
+    }
+
+    #[test]
+    fn a_profile_that_does_not_hide_is_told() {
+        let boot = Some(BootConfig {
+            kernel: KernelSource::Image("pulse".into()),
+            initrd: None,
+            cmdline: String::new(),
+        });
+        let machine =
+            |cpu: &str| VmConfig { cpu: cpu.parse().unwrap(), boot: boot.clone(), ..VmConfig::new(1 << 30) };
+        let shown = || FeatureSet::of_names("sse2 avx").unwrap();
+        assert!(cpu(&machine("x86-64-v1"), shown).unwrap().ends_with("take the guest: avx"));
+        assert_eq!(cpu(&machine("x86-64-v3"), shown), None);
+        assert_eq!(cpu(&machine("x86-64-v1"), FeatureSet::default), None);
+        assert_eq!(cpu(&machine("host"), shown), None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Exit {
     MigrationInDoubt = 6,
     /// The two schemas that were compared are not compatible.
     SchemasDiffer = 7,
+    /// The host or the destination that was checked does not fit.
+    DoesNotFit = 8,
 }
 
 /// The table, for `--help`.
@@ -33,7 +35,8 @@ Exit codes:
   4  the migration or save failed, and the guest goes on where it was
   5  the migration or save was cancelled, and the guest goes on where it was
   6  the migration is in doubt: look at the destination, then tern migrate --resolve
-  7  the two schemas are not compatible (tern schema diff)";
+  7  the two schemas are not compatible (tern schema diff)
+  8  it does not fit: a host that was checked lacks something (tern cpu check, tern migrate --check)";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -56,6 +59,7 @@ mod tests {
             Exit::MigrationCancelled,
             Exit::MigrationInDoubt,
             Exit::SchemasDiffer,
+            Exit::DoesNotFit,
         ];
         for (number, exit) in all.into_iter().enumerate() {
             assert_eq!(exit as usize, number);

@@ -6,6 +6,7 @@
 
 mod advice;
 mod console;
+mod cpu;
 mod exit;
 mod image;
 mod migrate;
@@ -84,6 +85,9 @@ enum Command {
         after_help = "Example:\n  tern run --image linux --serial unix:/tmp/a.console --control /tmp/a.sock &\n  tern console --control /tmp/a.sock"
     )]
     Console(vm::ControlArgs),
+    /// Show which CPUs guests can see, and make profiles that several hosts have
+    #[command(subcommand, after_help = cpu::EXAMPLES)]
+    Cpu(cpu::CpuCommand),
     /// Show what this host can, and how to mend what it can't
     #[command(after_help = "Examples:\n  tern host\n  tern host --json | jq .kind")]
     Host(HostArgs),
@@ -168,6 +172,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
             let facts = HostFacts::probe();
             if json { print_json(&facts) } else { print(&show(&facts)) }
         }
+        Command::Cpu(command) => cpu::run(&command),
         Command::Image(command) => image::run(&command),
         Command::Schema(command) => schema::run(&command),
     }

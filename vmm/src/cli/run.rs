@@ -80,7 +80,7 @@ pub struct RunArgs {
     /// new one; moving it does not [default: random]
     #[arg(long, value_name = "UUID")]
     vm_generation_id: Option<Uuid>,
-    /// CPU that the guest sees: host, or a profile (x86-64-v1, x86-64-v2, x86-64-v3)
+    /// CPU that the guest sees: host, a profile (tern cpu list), or a profile's file, such as ./both.json
     #[arg(long, value_name = "CPU", default_value = "host")]
     cpu: CpuModel,
     /// Don't start the guest yet: `tern resume` does

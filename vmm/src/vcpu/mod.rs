@@ -16,7 +16,10 @@ pub use fault::VcpuFault;
 pub use feature::{Feature, FeatureSet, MSR_ARCH_CAPABILITIES, Place};
 pub use msr::{MSR_TSC, MSR_TSC_DEADLINE, MsrV1, indices as msr_indices};
 pub use offer::{Offer, forced, vendor};
-pub use profile::{AddressBits, Fault as ProfileFault, HostNote, Profile, ProfileError};
+pub use profile::{
+    AddressBits, Baseline, BaselineError, FILE_LIMIT_BYTES as PROFILE_LIMIT_BYTES, Fault as ProfileFault,
+    HostNote, Profile, ProfileError,
+};
 pub use registers::{DebugRegsV1, EventsV1, RegsV1, SegmentV1, SregsV1, TableV1, XcrV1};
 pub use run::{Bus, Vcpu, VcpuEvent};
 pub use set::{VcpuGuard, VcpuSet};

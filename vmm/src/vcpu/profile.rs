@@ -9,15 +9,19 @@
 //! machine: APIC, TSC, x2APIC, hypervisor bit and KVM's own features.
 
 mod apply;
+mod baseline;
 mod error;
 mod file;
 mod form;
 
+pub use baseline::{Baseline, BaselineError};
 pub use error::{Fault, ProfileError};
 pub use file::FILE_LIMIT_BYTES;
-pub(crate) use form::unknown_feature;
 
-use super::FeatureSet;
+use apply::address_bits;
+use serde::{Serialize, Serializer};
+
+use super::{FeatureSet, Offer};
 
 /// What a guest sees of its processors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,13 @@ pub struct Profile {
     pub optional: FeatureSet,
     /// Of a dump: the host it was made on.
     pub host: Option<HostNote>,
+}
+
+/// By its name: a profile's file is made by [`Profile::to_json`].
+impl Serialize for Profile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name)
+    }
 }
 
 /// Widths of addresses in bits (CPUID leaf 0x80000008).
@@ -86,6 +97,19 @@ impl Profile {
         Self::parse(text.as_bytes()).map_err(|fault| ProfileError::File { path: name.into(), fault })
     }
 
+    /// All that a host offers: the file of it is a host's dump.
+    pub fn of_offer(name: String, offer: &Offer, host: HostNote) -> Self {
+        Self {
+            name,
+            description: String::new(),
+            vendor: Some(offer.vendor()),
+            address_bits: address_bits(&offer.cpuid),
+            features: offer.features(),
+            optional: FeatureSet::default(),
+            host: Some(host),
+        }
+    }
+
     /// All that a guest can see with it.
     pub fn visible(&self) -> FeatureSet {
         self.features.or(&self.optional)
@@ -93,35 +117,4 @@ impl Profile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vcpu::Feature;
-
-    #[test]
-    fn the_profiles_inside_are_files_of_their_names() {
-        for name in Profile::names() {
-            assert_eq!(Profile::named(name).unwrap().name, name);
-        }
-    }
-
-    #[test]
-    fn each_level_has_the_one_below() {
-        let levels: Vec<Profile> = Profile::names().map(|name| Profile::named(name).unwrap()).collect();
-        for pair in levels.windows(2) {
-            let lost = pair[0].features.without(&pair[1].features);
-            assert!(lost.is_empty(), "{} lacks {lost} of {}", pair[1].name, pair[0].name);
-        }
-        for feature in Feature::all() {
-            let both = levels
-                .iter()
-                .find(|level| level.features.contains(feature) && level.optional.contains(feature));
-            assert!(both.is_none(), "{feature} is required and optional");
-        }
-    }
-
-    #[test]
-    fn an_unknown_profile_is_told_which_exist() {
-        let text = Profile::named("x86-64-v9").unwrap_err().to_string();
-        assert!(text.contains("host, x86-64-v1, x86-64-v2, x86-64-v3"), "{text}");
-    }
-}
+mod tests;

@@ -16,7 +16,8 @@ impl Profile {
     /// # Errors
     /// The host lacks some of the profile; its text names it.
     pub fn apply(&self, offer: Offer) -> Result<Offer, ProfileError> {
-        self.check_host(&offer)?;
+        let problems = self.problems(Some(&offer.vendor()), address_bits(&offer.cpuid), &offer.features());
+        problems.into_iter().next().map_or(Ok(()), Err)?;
         let Offer { mut cpuid, mut msrs, forced } = offer;
         let visible = self.visible();
         cpuid.retain(|entry| is_known_leaf(entry.leaf));
@@ -33,29 +34,36 @@ impl Profile {
         Ok(Offer { cpuid, msrs, forced })
     }
 
-    /// What of the profile `features` lack.
-    pub fn missing(&self, features: &FeatureSet) -> FeatureSet {
-        self.features.missing_from(features)
-    }
-
-    fn check_host(&self, offer: &Offer) -> Result<(), ProfileError> {
+    /// Why a host can't give it, one after the other; empty: it can.
+    pub fn problems(
+        &self,
+        vendor: Option<&str>,
+        address_bits: Option<AddressBits>,
+        features: &FeatureSet,
+    ) -> Vec<ProfileError> {
         let name = || self.name.clone();
-        let here = offer.vendor();
-        if let Some(wanted) = self.vendor.clone().filter(|wanted| *wanted != here) {
-            return Err(ProfileError::Vendor { name: name(), wanted, here });
+        let mut list = Vec::new();
+        if let (Some(wanted), Some(here)) = (self.vendor.clone(), vendor)
+            && wanted != here
+        {
+            list.push(ProfileError::Vendor { name: name(), wanted, here: here.to_owned() });
         }
-        let missing = self.missing(&offer.features());
+        let missing = self.features.missing_from(features);
         if !missing.is_empty() {
-            return Err(ProfileError::Missing { name: name(), missing: missing.to_string() });
+            list.push(ProfileError::Missing { name: name(), missing: missing.to_string() });
         }
-        let (Some(wanted), Some(here)) = (self.address_bits, address_bits(&offer.cpuid)) else {
-            return Ok(());
-        };
-        let widths = [("physical", wanted.physical, here.physical), ("linear", wanted.linear, here.linear)];
-        match widths.into_iter().find(|(_, wanted, here)| wanted > here) {
-            Some((kind, wanted, here)) => Err(ProfileError::AddressBits { name: name(), kind, wanted, here }),
-            None => Ok(()),
+        if let (Some(wanted), Some(here)) = (self.address_bits, address_bits) {
+            let widths =
+                [("physical", wanted.physical, here.physical), ("linear", wanted.linear, here.linear)];
+            let wider = widths.into_iter().filter(|(_, wanted, here)| wanted > here);
+            list.extend(wider.map(|(kind, wanted, here)| ProfileError::AddressBits {
+                name: name(),
+                kind,
+                wanted,
+                here,
+            }));
         }
+        list
     }
 
     /// Leaves the areas of the XSAVE components that the guest may use, and says how long they are together.
@@ -115,8 +123,8 @@ mod tests {
     fn a_profile_leaves_only_what_it_names() {
         let profile = Profile::named("x86-64-v3").unwrap();
         let limited = profile.apply(everything()).unwrap();
-        assert_eq!(limited.features(), profile.visible());
-        assert_eq!(found(&limited, 1, 0).unwrap().ecx, 0xb7f8_3201);
+        assert_eq!(limited.features(), profile.visible().and(&everything().features()));
+        assert_eq!(found(&limited, 1, 0).unwrap().ecx, 0xbdf8_3201);
         assert_eq!(found(&limited, 7, 0).unwrap().ebx, 1 << 3 | 1 << 5 | 1 << 8);
         let xsave = found(&limited, 0xd, 0).unwrap();
         assert_eq!((xsave.eax, xsave.ecx, xsave.edx), (0b111, 576 + 256, 0));
@@ -154,7 +162,7 @@ mod tests {
         assert_eq!(address_bits(&limited.cpuid), profile.address_bits);
         profile.address_bits = Some(AddressBits { physical: 47, linear: 48 });
         let text = profile.apply(everything()).unwrap_err().to_string();
-        assert!(text.contains("physical addresses of 47 bits, this host of 46"), "{text}");
+        assert!(text.contains("physical addresses of 47 bits, the host of 46"), "{text}");
         profile.vendor = Some("AuthenticAMD".into());
         assert!(matches!(profile.apply(everything()), Err(ProfileError::Vendor { .. })));
     }

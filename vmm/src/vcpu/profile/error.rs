@@ -38,7 +38,7 @@ pub enum ProfileError {
     },
     /// The host lacks some of it.
     #[error(
-        "CPU profile {name}: this host lacks, or its KVM does not offer: {missing}; choose a lower profile, or make \
+        "CPU profile {name}: the host lacks, or its KVM does not offer: {missing}; choose a lower profile, or make \
          one that all hosts have (tern cpu baseline)"
     )]
     Missing {
@@ -48,7 +48,7 @@ pub enum ProfileError {
         missing: String,
     },
     /// Another maker's processor.
-    #[error("CPU profile {name} is for {wanted}, this host is {here}; leave \"vendor\" out to allow any")]
+    #[error("CPU profile {name} is for {wanted}, the host is {here}; leave \"vendor\" out to allow any")]
     Vendor {
         /// Profile's name.
         name: String,
@@ -59,7 +59,7 @@ pub enum ProfileError {
     },
     /// Addresses wider than the host's.
     #[error(
-        "CPU profile {name} has {kind} addresses of {wanted} bits, this host of {here}; lower \"address-bits\" or \
+        "CPU profile {name} has {kind} addresses of {wanted} bits, the host of {here}; lower \"address-bits\" or \
          leave it out"
     )]
     AddressBits {

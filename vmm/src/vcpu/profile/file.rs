@@ -125,7 +125,7 @@ impl Profile {
         if !twice.is_empty() {
             return Err(Fault::Twice { names: twice.to_string() });
         }
-        let missing = FeatureSet::of_names(ESSENTIAL).unwrap_or_default().without(&self.features);
+        let missing = Self::essential().without(&self.features);
         if !missing.is_empty() {
             return Err(Fault::Essential { names: missing.to_string() });
         }
@@ -141,8 +141,13 @@ impl Profile {
         Ok(())
     }
 
+    /// A 64-bit guest can't run without these.
+    pub(super) fn essential() -> FeatureSet {
+        FeatureSet::of_names(ESSENTIAL).unwrap_or_default()
+    }
+
     /// Takes away features that make no sense without another that isn't there.
-    pub fn drop_needy(&mut self) {
+    pub(super) fn drop_needy(&mut self) {
         let named = |name| FeatureSet::of_names(name).unwrap_or_default();
         for _ in 0..NEEDS.len() {
             for (feature, needs) in NEEDS {

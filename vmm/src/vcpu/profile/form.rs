@@ -89,7 +89,7 @@ impl<'de> Deserialize<'de> for Name {
 }
 
 /// The error for a name that is none, with names that look like it.
-pub(crate) fn unknown_feature(text: &str) -> String {
+fn unknown_feature(text: &str) -> String {
     let plain = |text: &str| text.replace(['.', '-', '_'], "").to_lowercase();
     let wanted = plain(text);
     let start: String = wanted.chars().take(4).collect();
