@@ -7,13 +7,14 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::head::MAGIC;
 use super::reader::other_kind;
 use super::save_error::SaveError;
 
@@ -55,15 +56,7 @@ impl Partial {
     pub(crate) fn create(path: &Path, direct_io: bool) -> Result<Self, SaveError> {
         let (path, partial, folder) = names(path)?;
         let failed = |source| SaveError::create(&path, source);
-        match path.symlink_metadata() {
-            Ok(found) => {
-                if let Some(kind) = other_kind(found.file_type()) {
-                    return Err(SaveError::NotRegular { path, kind });
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
+        check_older(&path)?;
         let folder = File::open(folder).map_err(failed)?;
         let file = locked(&partial, &path)?;
         let mut made = Self { file, direct: None, folder, partial, path, published: AtomicBool::new(false) };
@@ -73,6 +66,24 @@ impl Partial {
         made.file.set_len(0).map_err(|source| SaveError::create(&made.path, source))?;
         Ok(made)
     }
+}
+
+/// Only an older snapshot is replaced, or an empty file: anything else, such as a disk's image, is there by mistake.
+fn check_older(path: &Path) -> Result<(), SaveError> {
+    let failed = |source| SaveError::create(path, source);
+    match path.symlink_metadata().map(|found| other_kind(found.file_type())) {
+        Ok(Some(kind)) => return Err(SaveError::NotRegular { path: path.to_owned(), kind }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(failed)?,
+    };
+    let mut first = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut first))
+        .map_err(failed)?;
+    if first.is_empty() || first == MAGIC {
+        return Ok(());
+    }
+    Err(SaveError::NotOurs { path: path.to_owned() })
 }
 
 /// The file's path, its name while it is written, and its folder.

@@ -24,6 +24,12 @@ pub enum SaveError {
         /// Such as `a folder`.
         kind: &'static str,
     },
+    /// A file that a save would destroy.
+    #[error("{path} is a file, and no snapshot of a guest: give another path, or remove it")]
+    NotOurs {
+        /// The path.
+        path: PathBuf,
+    },
     /// Another save to the same path is under way.
     #[error("{path} is already being written by another process; wait for it, or give another path")]
     Busy {
@@ -123,6 +129,7 @@ impl SaveError {
         match self {
             Self::NoName { .. } => "no-file-name",
             Self::NotRegular { .. } => "not-regular",
+            Self::NotOurs { .. } => "not-a-snapshot",
             Self::Busy { .. } => "file-busy",
             Self::Create { .. } => "file-create",
             Self::DirectIo { .. } => "direct-io",

@@ -154,7 +154,8 @@ fn a_file_that_may_not_be_so_large_is_no_file_and_the_older_one_stays() {
     let source = Tern::pulse(WORDS).start();
     source.wait_beats(1, 3);
     let file = source.folder().join("vm");
-    fs::write(&file, "older").unwrap();
+    let older = b"TERNSNAP of another time".to_vec();
+    fs::write(&file, &older).unwrap();
     limit_file_size(source.pid(), 16 << 20);
     for how in ["quit", "stop", "run"] {
         let output = save(&source, &file, &["--then", how]);
@@ -164,7 +165,7 @@ fn a_file_that_may_not_be_so_large_is_no_file_and_the_older_one_stays() {
         }
         assert_eq!(
             (fs::read(&file).unwrap(), names(source.folder(), "vm")),
-            (b"older".into(), vec!["vm".into()])
+            (older.clone(), vec!["vm".into()])
         );
         goes_on(&source);
     }

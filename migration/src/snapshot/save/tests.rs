@@ -17,6 +17,8 @@ use crate::source::{self, Outcome, SourceEnd};
 use crate::stats::{Side, Status};
 use crate::vm::PAGE_BYTES;
 
+/// An older file of the same name.
+const OLDER: &str = "TERNSNAP of another time";
 const KEEP_RUNNING: &str = r#"{"capabilities": [{"capability": "keep-running", "state": true}]}"#;
 
 fn control() -> Arc<Control> {
@@ -230,7 +232,7 @@ fn whatever_fails_the_guest_goes_on_and_the_older_file_stays() {
     let path = folder.path().join("vm");
     let mut seen = std::collections::BTreeSet::new();
     for (number, errno) in (0..).zip([libc::ENOSPC, libc::EIO].into_iter().cycle()) {
-        fs::write(&path, "older").unwrap();
+        fs::write(&path, OLDER).unwrap();
         let vm = restless();
         let control = Control::new(Side::Source, Box::new(Zeroing(vm.guest()))).unwrap();
         let plan = Plan { fail_at: Some(number), errno, ..Plan::default() };
@@ -256,7 +258,7 @@ fn whatever_fails_the_guest_goes_on_and_the_older_file_stays() {
             Outcome::Saved { .. } => assert_eq!(name, "sync_part"),
             other => panic!("{name}: {other:?}"),
         }
-        let kept = fs::read(&path).unwrap() == b"older";
+        let kept = fs::read(&path).unwrap() == OLDER.as_bytes();
         assert_eq!(kept, !["sync_part", "sync_folder"].contains(&name), "{name} number {number}");
     }
     let all = ["clear", "publish", "set_length", "sync", "sync_folder", "sync_part", "write", "write_pages"];
@@ -268,14 +270,14 @@ fn a_cancel_in_any_phase_leaves_nothing_until_the_file_has_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vm");
     for number in 0.. {
-        fs::write(&path, "older").unwrap();
+        fs::write(&path, OLDER).unwrap();
         let control = control();
         let plan = Plan { cancel_at: Some((number, Arc::clone(&control))), ..Plan::default() };
         let calls = Arc::clone(&plan.calls);
         let end = save_over(restless(), &path, plan, &control);
         let name = calls.lock().unwrap().get(number as usize).copied();
         assert_eq!(files(folder.path()), ["vm"], "{name:?} number {number}");
-        let kept = fs::read(&path).unwrap() == b"older";
+        let kept = fs::read(&path).unwrap() == OLDER.as_bytes();
         match end.outcome {
             Outcome::Cancelled => assert!(kept && end.vm.is_running(), "{name:?}"),
             Outcome::Saved { .. } => assert!(!kept && matches!(name, None | Some("publish" | "sync_folder"))),
@@ -335,10 +337,12 @@ fn paths_that_can_not_be_files_are_named_before_anything_happens() {
     std::os::unix::fs::symlink("elsewhere", at("link")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
     fs::create_dir(at("taken.partial")).unwrap();
+    fs::write(at("disk"), [7; 4096]).unwrap();
     for (name, code, text) in [
         ("folder", "not-regular", "is a folder, not a regular file"),
         ("link", "not-regular", "is a symbolic link, not a regular file"),
         ("socket", "not-regular", "is a socket, not a regular file"),
+        ("disk", "not-a-snapshot", "is a file, and no snapshot"),
         ("taken", "not-regular", "taken.partial is a folder"),
         ("none/vm", "file-create", "make its folder first"),
         ("..", "no-file-name", "names no file"),
@@ -348,7 +352,11 @@ fn paths_that_can_not_be_files_are_named_before_anything_happens() {
         assert!(error.code() == code && error.text().contains(text), "{name}: {}", error.text());
         assert!(end.vm.is_running() && end.vm.calls(Call::DirtyLogStart) == 0);
     }
-    assert_eq!(files(folder.path()), ["folder", "link", "socket", "taken.partial"]);
+    assert_eq!(files(folder.path()), ["disk", "folder", "link", "socket", "taken.partial"]);
+    assert_eq!(fs::read(at("disk")).unwrap(), [7; 4096]);
+    fs::write(at("empty"), "").unwrap();
+    let end = save(restless(), &at("empty"), "{}");
+    assert!(matches!(end.outcome, Outcome::Saved { .. }), "{:?}", end.outcome);
 }
 
 #[test]
