@@ -19,7 +19,7 @@ fn target() -> &'static Target {
 
 fuzz_target!(|bytes: &[u8]| -> Corpus {
     let target = target();
-    let (_, most) = memory::most_bytes(|| (target.run)(bytes));
+    let (_, most) = memory::most_bytes(|| target.run(bytes));
     let allowed = target.allowed_bytes(bytes.len());
     assert!(most <= allowed, "{most} bytes were held, {allowed} are allowed");
     Corpus::Keep

@@ -14,10 +14,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["list"] => {
-            targets::all().for_each(|target| println!("{:<24}{}", target.name, target.what));
+            targets::all().iter().for_each(|target| println!("{:<24}{}", target.name, target.what));
             Ok(())
         }
-        ["seeds"] => targets::all().try_for_each(write_seeds),
+        ["seeds"] => targets::all().iter().try_for_each(write_seeds),
         ["adopt", name, found] => corpus::adopt(name, found.as_ref()),
         ["replay", name, files @ ..] if !files.is_empty() => match find(name) {
             Some(target) => files.iter().try_for_each(|file| replay(target, file.as_ref())),
@@ -39,10 +39,10 @@ const NOISE: [u8; 6] = [4, 0, 0xff, 0xff, 0xff, 0xff];
 
 /// The valid inputs of this build, each of them cut short, and noise.
 fn write_seeds(target: &Target) -> io::Result<()> {
-    let folder = corpus::corpus(target.name);
+    let folder = corpus::corpus(&target.name);
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("noise"), NOISE)?;
-    for (number, seed) in (target.seeds)().into_iter().enumerate() {
+    for (number, seed) in target.seeds().into_iter().enumerate() {
         let half = seed.get(..seed.len() / 2).unwrap_or_default();
         fs::write(folder.join(format!("cut-{number}")), half)?;
         fs::write(folder.join(format!("seed-{number}")), seed)?;
@@ -53,7 +53,7 @@ fn write_seeds(target: &Target) -> io::Result<()> {
 fn replay(target: &Target, file: &Path) -> io::Result<()> {
     let bytes = fs::read(file)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
-    let (verdict, most) = memory::most_bytes(|| (target.run)(&bytes));
+    let (verdict, most) = memory::most_bytes(|| target.run(&bytes));
     let allowed = target.allowed_bytes(bytes.len());
     println!("{}: {verdict:?}, {} bytes, {most} of {allowed} bytes held", file.display(), bytes.len());
     if most > allowed {

@@ -7,6 +7,8 @@ mod snapshot;
 mod state;
 mod text;
 
+use std::sync::OnceLock;
+
 /// What became of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -23,22 +25,41 @@ impl Verdict {
 }
 
 /// A place where hostile bytes come in.
-#[derive(Debug)]
 pub struct Target {
     /// Name; the folder of its corpus.
-    pub name: &'static str,
+    pub name: String,
     /// What its input is.
     pub what: &'static str,
-    /// Takes any bytes. What must hold beyond that is asserted inside.
-    pub run: fn(&[u8]) -> Verdict,
-    /// Valid inputs of this build, the first ones that a corpus gets.
-    pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Most bytes that a run may hold: so many, and so many for each byte of input. Beyond doubt, not tight: an
-    /// input that makes the code allocate by a length it merely claims is far above.
-    pub allowance: (usize, usize),
+    run: Box<dyn Fn(&[u8]) -> Verdict + Send + Sync>,
+    seeds: Box<dyn Fn() -> Vec<Vec<u8>> + Send + Sync>,
+    allowance: Allowance,
 }
 
+/// Most bytes that a run may hold: so many, and so many for each byte of input. Beyond doubt, not tight: code that
+/// allocates by a length that an input merely claims is far above.
+type Allowance = (usize, usize);
+
 impl Target {
+    fn new(
+        name: impl Into<String>,
+        what: &'static str,
+        allowance: Allowance,
+        run: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+        seeds: impl Fn() -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), what, run: Box::new(run), seeds: Box::new(seeds), allowance }
+    }
+
+    /// Takes any bytes. What must hold beyond that is asserted inside.
+    pub fn run(&self, bytes: &[u8]) -> Verdict {
+        (self.run)(bytes)
+    }
+
+    /// Valid inputs of this build, the first ones that a corpus gets.
+    pub fn seeds(&self) -> Vec<Vec<u8>> {
+        (self.seeds)()
+    }
+
     /// Most bytes that a run on so long an input may hold.
     pub fn allowed_bytes(&self, input_bytes: usize) -> usize {
         let (base, factor) = self.allowance;
@@ -47,15 +68,16 @@ impl Target {
 }
 
 /// All targets.
-static TARGETS: &[&[Target]] =
-    &[engine::TARGETS, snapshot::TARGETS, state::TARGETS, devices::TARGETS, text::TARGETS, boot::TARGETS];
-
-/// All targets, one after the other.
-pub fn all() -> impl Iterator<Item = &'static Target> {
-    TARGETS.iter().copied().flatten()
+pub fn all() -> &'static [Target] {
+    static ALL: OnceLock<Vec<Target>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let tables =
+            [engine::targets(), snapshot::targets(), state::targets(), devices::targets(), text::targets()];
+        tables.into_iter().flatten().chain([boot::target()]).collect()
+    })
 }
 
 /// The target of this name.
 pub fn find(name: &str) -> Option<&'static Target> {
-    all().find(|target| target.name == name)
+    all().iter().find(|target| target.name == name)
 }

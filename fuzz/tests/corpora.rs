@@ -9,7 +9,7 @@ use std::fs;
 use tern_fuzz::{Target, Verdict, corpus, memory, targets};
 
 fn run(target: &Target, bytes: &[u8], what: &str) -> Verdict {
-    let (verdict, most) = memory::most_bytes(|| (target.run)(bytes));
+    let (verdict, most) = memory::most_bytes(|| target.run(bytes));
     let allowed = target.allowed_bytes(bytes.len());
     assert!(most <= allowed, "{what}: {most} bytes were held, {allowed} are allowed");
     verdict
@@ -40,7 +40,7 @@ fn every_corpus_is_survived() {
 #[test]
 fn the_first_inputs_are_taken() {
     for target in targets::all() {
-        let seeds = (target.seeds)();
+        let seeds = target.seeds();
         assert!(!seeds.is_empty(), "{} has no first input", target.name);
         for (number, seed) in seeds.iter().enumerate() {
             let what = format!("{}, seed {number}", target.name);
@@ -51,8 +51,8 @@ fn the_first_inputs_are_taken() {
 
 #[test]
 fn names_are_unique_and_every_folder_has_a_target() {
-    let names: BTreeSet<&str> = targets::all().map(|target| target.name).collect();
-    assert_eq!(names.len(), targets::all().count());
+    let names: BTreeSet<&str> = targets::all().iter().map(|target| target.name.as_str()).collect();
+    assert_eq!(names.len(), targets::all().len());
     for entry in fs::read_dir(corpus::folder().join("corpus")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(names.contains(name.as_str()), "corpus/{name} belongs to no target");

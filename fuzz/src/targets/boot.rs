@@ -8,17 +8,19 @@ use super::{Target, Verdict};
 
 const RAM_BYTES: u64 = 8 << 20;
 
-pub(super) const TARGETS: &[Target] = &[Target {
-    name: "kernel",
-    what: "an ELF vmlinux or a bzImage",
-    run: kernel,
-    seeds: || {
-        let elf = elf();
-        vec![elf.clone(), bzimage(&elf)]
-    },
-    // A payload may unpack to no more than guest memory holds; the packers' own windows come with it.
-    allowance: (4 * RAM_BYTES as usize, 64),
-}];
+pub(super) fn target() -> Target {
+    Target::new(
+        "kernel",
+        "an ELF vmlinux or a bzImage",
+        // A payload may unpack to no more than guest memory holds; the packers' own windows come with it.
+        (4 * RAM_BYTES as usize, 64),
+        kernel,
+        || {
+            let elf = elf();
+            vec![elf.clone(), bzimage(&elf)]
+        },
+    )
+}
 
 fn kernel(bytes: &[u8]) -> Verdict {
     let Ok(memory) = GuestMemoryMmap::<()>::from_ranges(&layout::ram_regions(RAM_BYTES)) else {

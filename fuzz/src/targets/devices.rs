@@ -43,20 +43,21 @@ const GO_ON: u8 = 5;
 const MOVE: u8 = 6;
 const KINDS: u8 = 7;
 
-pub(super) const TARGETS: &[Target] = &[
-    target("device-serial", |bytes| run(&serial, bytes), || chip_seeds(&serial)),
-    target("device-i8042", |bytes| run(&i8042, bytes), || chip_seeds(&i8042)),
-    target("device-rtc", |bytes| run(&rtc, bytes), || chip_seeds(&rtc)),
-    target("device-acpi-pm", |bytes| run(&acpi_pm, bytes), || chip_seeds(&acpi_pm)),
-    target("device-virtio-rng", |bytes| run(&rng, bytes), || virtio_seeds(1)),
-    target("device-virtio-console", |bytes| run(&console, bytes), || virtio_seeds(2)),
-    target("device-virtio-net", |bytes| run(&net, bytes), || virtio_seeds(2)),
-    target("device-virtio-blk", |bytes| run(&blk, bytes), || virtio_seeds(1)),
-];
+pub(super) fn targets() -> Vec<Target> {
+    vec![
+        target("device-serial", |bytes| run(&serial, bytes), || chip_seeds(&serial)),
+        target("device-i8042", |bytes| run(&i8042, bytes), || chip_seeds(&i8042)),
+        target("device-rtc", |bytes| run(&rtc, bytes), || chip_seeds(&rtc)),
+        target("device-acpi-pm", |bytes| run(&acpi_pm, bytes), || chip_seeds(&acpi_pm)),
+        target("device-virtio-rng", |bytes| run(&rng, bytes), || virtio_seeds(1)),
+        target("device-virtio-console", |bytes| run(&console, bytes), || virtio_seeds(2)),
+        target("device-virtio-net", |bytes| run(&net, bytes), || virtio_seeds(2)),
+        target("device-virtio-blk", |bytes| run(&blk, bytes), || virtio_seeds(1)),
+    ]
+}
 
-const fn target(name: &'static str, run: fn(&[u8]) -> Verdict, seeds: fn() -> Vec<Vec<u8>>) -> Target {
-    let what = "a device's state, and what a guest then does to it";
-    Target { name, what, run, seeds, allowance: ALLOWANCE }
+fn target(name: &str, run: fn(&[u8]) -> Verdict, seeds: fn() -> Vec<Vec<u8>>) -> Target {
+    Target::new(name, "a device's state, and what a guest then does to it", ALLOWANCE, run, seeds)
 }
 
 /// What a step can do with a device.

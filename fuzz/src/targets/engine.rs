@@ -21,57 +21,53 @@ use crate::{fields, peer};
 /// Buffers of a connection, and what a report holds.
 const ENGINE: (usize, usize) = (8 << 20, 64);
 
-pub(super) const TARGETS: &[Target] = &[
-    Target {
-        name: "frame",
-        what: "a header and its payload, checksum included",
-        run: |bytes| Verdict::accepted(fuzzing::frame(bytes)),
-        seeds: || recorded_frames().iter().filter(|f| f.payload.len() < 2000).map(Frame::bytes).collect(),
-        allowance: (4096, 4),
-    },
-    Target {
-        name: "message",
-        what: "a byte that says which message, and its record",
-        run: |bytes| Verdict::accepted(fuzzing::message(bytes)),
-        seeds: message_seeds,
-        allowance: (4096, 64),
-    },
-    Target {
-        name: "lobby",
-        what: "the first bytes of a connection to a listening destination: magic and hello",
-        run: lobby,
-        seeds: || vec![stream::write(&recorded_frames()[..1])],
-        allowance: ENGINE,
-    },
-    Target {
-        name: "offer",
-        what: "the record in an offer frame",
-        run: offer,
-        seeds: || payloads(OFFER),
-        allowance: ENGINE,
-    },
-    Target {
-        name: "pages",
-        what: "a byte, the number of records, and a batch's records and data",
-        run: pages,
-        seeds: pages_seeds,
-        allowance: ENGINE,
-    },
-    Target {
-        name: "source-stream",
-        what: "all that a source sends, to a destination",
-        run: source_stream,
-        seeds: || recording().map(|r| r.to_destination.clone()).into_iter().collect(),
-        allowance: ENGINE,
-    },
-    Target {
-        name: "destination-stream",
-        what: "all that a destination sends, to a source",
-        run: destination_stream,
-        seeds: || recording().map(|r| r.to_source.clone()).into_iter().collect(),
-        allowance: ENGINE,
-    },
-];
+pub(super) fn targets() -> Vec<Target> {
+    vec![
+        Target::new(
+            "frame",
+            "a header and its payload, checksum included",
+            (4096, 4),
+            |bytes| Verdict::accepted(fuzzing::frame(bytes)),
+            || recorded_frames().iter().filter(|f| f.payload.len() < 2000).map(Frame::bytes).collect(),
+        ),
+        Target::new(
+            "message",
+            "a byte that says which message, and its record",
+            (4096, 64),
+            |bytes| Verdict::accepted(fuzzing::message(bytes)),
+            message_seeds,
+        ),
+        Target::new(
+            "lobby",
+            "the first bytes of a connection to a listening destination: magic and hello",
+            ENGINE,
+            lobby,
+            || vec![stream::write(&recorded_frames()[..1])],
+        ),
+        Target::new("offer", "the record in an offer frame", ENGINE, offer, || payloads(OFFER)),
+        Target::new(
+            "pages",
+            "a byte, the number of records, and a batch's records and data",
+            ENGINE,
+            pages,
+            pages_seeds,
+        ),
+        Target::new(
+            "source-stream",
+            "all that a source sends, to a destination",
+            ENGINE,
+            source_stream,
+            || recording().map(|r| r.to_destination.clone()).into_iter().collect(),
+        ),
+        Target::new(
+            "destination-stream",
+            "all that a destination sends, to a source",
+            ENGINE,
+            destination_stream,
+            || recording().map(|r| r.to_source.clone()).into_iter().collect(),
+        ),
+    ]
+}
 
 fn recording() -> Option<&'static Recording> {
     static RECORDING: OnceLock<Option<Recording>> = OnceLock::new();

@@ -12,27 +12,29 @@ use crate::sparse::Sparse;
 const PAGES_MAX: u64 = 1024;
 const PAGE_BYTES: u64 = 4096;
 
-pub(super) const TARGETS: &[Target] = &[
-    Target {
-        name: "snapshot",
-        what: "a sparse file (`src/sparse.rs`), as it is",
-        run: |bytes| read_all(&Sparse::parse(bytes)),
-        seeds,
-        // The input is a list of holes and pieces: a description of 1 MiB and a state of 64 MiB may be holes.
-        allowance: (160 << 20, 64),
-    },
-    Target {
-        name: "snapshot-sealed",
-        what: "a sparse file (`src/sparse.rs`), its checksums made right",
-        run: |bytes| {
-            let mut file = Sparse::parse(bytes);
-            file.seal();
-            read_all(&file)
-        },
-        seeds,
-        allowance: (160 << 20, 64),
-    },
-];
+pub(super) fn targets() -> Vec<Target> {
+    vec![
+        Target::new(
+            "snapshot",
+            "a sparse file (`src/sparse.rs`), as it is",
+            // The input is a list of holes and pieces: a description of 1 MiB and a state of 64 MiB may be holes.
+            (160 << 20, 64),
+            |bytes| read_all(&Sparse::parse(bytes)),
+            seeds,
+        ),
+        Target::new(
+            "snapshot-sealed",
+            "a sparse file (`src/sparse.rs`), its checksums made right",
+            (160 << 20, 64),
+            |bytes| {
+                let mut file = Sparse::parse(bytes);
+                file.seal();
+                read_all(&file)
+            },
+            seeds,
+        ),
+    ]
+}
 
 fn seeds() -> Vec<Vec<u8>> {
     static SAVED: OnceLock<Option<Vec<u8>>> = OnceLock::new();

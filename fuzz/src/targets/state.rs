@@ -1,113 +1,80 @@
-//! The sections of a machine, and each section's record.
+//! The sections of a machine, and the record of each section in each version: all that `catalog` knows.
 
-use tern_devices::{AcpiPmV1, BlkV1, ConsoleV1, I8042V1, NetV1, RngV1, RtcV1, SerialV1};
-use tern_migration::VmFacts;
-use tern_schema::{Record, Section, StateSet, decode_record, encode_record};
-use tern_vmm::kvm::{ClockV1, IoapicV1, PicV1, PitV1};
-use tern_vmm::platform::PlatformV1;
-use tern_vmm::vcpu::VcpuV1;
+use tern_schema::{Rewrite, StateSet, Walked};
+use tern_vmm::catalog;
 
 use super::{Target, Verdict};
 use crate::corpus::golden;
-use crate::sections;
+use crate::sections::{self, Section};
 
-pub(super) const TARGETS: &[Target] = &[
-    Target {
-        name: "state",
-        what: "all sections, as they are",
-        run: state,
-        seeds: || vec![sections::write(&golden_sections())],
-        allowance: (4096, 128),
-    },
-    Target {
-        name: "state-sealed",
-        what: "all sections, their checksums made right, taken as this build's machine takes them",
-        run: |bytes| take_all(&sections::write(&sections::parse(bytes))),
-        seeds: || vec![sections::write(&golden_sections())],
-        allowance: (4096, 128),
-    },
-    record::<VcpuV1>("record-vcpu", || golden("vcpu-v1")),
-    record::<ClockV1>("record-clock", || golden("clock-v1")),
-    record::<PitV1>("record-pit", || golden("pit-v1")),
-    record::<PicV1>("record-pic", || golden("pic-v1")),
-    record::<IoapicV1>("record-ioapic", || golden("ioapic-v1")),
-    record::<SerialV1>("record-serial", || golden("serial-v1")),
-    record::<I8042V1>("record-i8042", || golden("i8042-v1")),
-    record::<RtcV1>("record-rtc", || golden("rtc-v1")),
-    record::<AcpiPmV1>("record-acpi-pm", || golden("acpi-pm-v1")),
-    record::<BlkV1>("record-virtio-blk", || golden("virtio-blk-v1")),
-    record::<NetV1>("record-virtio-net", || golden("virtio-net-v1")),
-    record::<RngV1>("record-virtio-rng", || golden("virtio-rng-v1")),
-    record::<ConsoleV1>("record-virtio-console", || golden("virtio-console-v1")),
-    record::<VmFacts>("record-vm-facts", || golden("handshake-vm-facts")),
-    record::<PlatformV1>("record-platform", || golden("handshake-platform-v1")),
-];
-
-const fn record<R: Record + PartialEq>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>) -> Target {
-    Target {
-        name,
-        what: "a record, from its golden bytes",
-        run: comes_back::<R>,
-        seeds,
-        allowance: (4096, 64),
+pub(super) fn targets() -> Vec<Target> {
+    let seeds = || vec![sections::write(&golden_sections())];
+    let mut targets = vec![
+        Target::new("state", "all sections, as they are", (4096, 128), state, seeds),
+        Target::new(
+            "state-sealed",
+            "all sections, their checksums made right, each then read",
+            (64 << 10, 256),
+            |bytes| state(&sections::write(&sections::parse(bytes))),
+            seeds,
+        ),
+    ];
+    for section in catalog::sections() {
+        let versions = section
+            .versions
+            .into_iter()
+            .map(|version| (format!("{}-v{}", section.name, version.version), version));
+        targets.extend(versions.map(|(name, version)| {
+            let walk = move |body: &[u8]| drop(catalog::walk_section(version.name, version.version, body));
+            record(name, version.rewrite, walk)
+        }));
     }
+    targets.extend(catalog::records().into_iter().map(|found| {
+        let walk = move |body: &[u8]| drop::<Walked<'_>>(tern_schema::walk(found.record, found.fields, body));
+        record(found.name.to_owned(), found.rewrite, walk)
+    }));
+    targets
 }
 
-/// What is taken is written, and read again as the same.
-fn comes_back<R: Record + PartialEq>(bytes: &[u8]) -> Verdict {
-    let Ok(record) = decode_record::<R>(bytes) else { return Verdict::Refused };
-    let written = encode_record(&record);
-    assert!(decode_record::<R>(&written).as_ref() == Ok(&record), "{} changed", R::RECORD);
-    Verdict::Accepted
+/// What is taken is written, and read again as the same; all bytes can be walked over, for `tern inspect`.
+fn record(golden_name: String, rewrite: Rewrite, walk: impl Fn(&[u8]) + Send + Sync + 'static) -> Target {
+    let run = move |bytes: &[u8]| {
+        walk(bytes);
+        Verdict::accepted(comes_back(rewrite, bytes))
+    };
+    let name = format!("record-{golden_name}");
+    // A record's text, which is made of it here, is much longer than its bytes.
+    Target::new(name, "a record, from its golden bytes", (64 << 10, 2048), run, move || golden(&golden_name))
 }
 
+fn comes_back(rewrite: Rewrite, bytes: &[u8]) -> bool {
+    let Ok((written, text)) = rewrite(bytes) else { return false };
+    let again = rewrite(&written);
+    assert!(again.as_ref() == Ok(&(written, text)), "a record has changed: {again:x?}");
+    true
+}
+
+/// Is it a set of sections, each of which this build reads?
 fn state(bytes: &[u8]) -> Verdict {
     let Ok(set) = StateSet::decode(bytes) else { return Verdict::Refused };
     let mut written = Vec::new();
     set.encode(&mut written);
     let again = StateSet::decode(&written);
-    assert!(again.is_ok_and(|again| again.sections() == set.sections()), "a state changed");
-    Verdict::Accepted
+    assert!(again.is_ok_and(|again| again.sections() == set.sections()), "a state has changed");
+    let read = set.sections().iter().map(|section| {
+        drop(catalog::walk_section(&section.name, section.version, &section.body));
+        let known = catalog::find(&section.name, section.version);
+        known.is_some_and(|known| comes_back(known.rewrite, &section.body))
+    });
+    Verdict::accepted(read.fold(true, |all, one| all && one))
 }
 
-/// One of each section, which golden bytes are.
-fn golden_sections() -> Vec<sections::Section> {
-    fn of<S: Section>() -> Option<sections::Section> {
-        let body = golden(&format!("{}-v{}", S::NAME, S::VERSION)).pop()?;
-        Some(sections::Section::new(S::NAME, 0, S::VERSION, body))
-    }
-    [
-        of::<VcpuV1>(),
-        of::<ClockV1>(),
-        of::<PitV1>(),
-        of::<PicV1>(),
-        of::<IoapicV1>(),
-        of::<SerialV1>(),
-        of::<RtcV1>(),
-        of::<BlkV1>(),
-        of::<NetV1>(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-fn take_all(bytes: &[u8]) -> Verdict {
-    fn taken<S: Section>(set: &mut StateSet) -> bool {
-        set.take::<S>(0).is_ok()
-    }
-    let Ok(mut set) = StateSet::decode(bytes) else { return Verdict::Refused };
-    let all = [
-        taken::<VcpuV1>(&mut set),
-        taken::<ClockV1>(&mut set),
-        taken::<PitV1>(&mut set),
-        taken::<PicV1>(&mut set),
-        taken::<IoapicV1>(&mut set),
-        taken::<SerialV1>(&mut set),
-        taken::<RtcV1>(&mut set),
-        taken::<BlkV1>(&mut set),
-        taken::<NetV1>(&mut set),
-    ];
-    let nothing_left = set.finish().is_ok();
-    Verdict::accepted(nothing_left && all.iter().all(|taken| *taken))
+/// The newest version of each section.
+fn golden_sections() -> Vec<Section> {
+    let newest = catalog::sections().into_iter().filter_map(|section| section.versions.into_iter().last());
+    let sections = newest.filter_map(|known| {
+        let body = golden(&format!("{}-v{}", known.name, known.version)).pop()?;
+        Some(Section::new(known.name, 0, known.version, body))
+    });
+    sections.collect()
 }

@@ -10,29 +10,23 @@ use super::{Target, Verdict};
 /// The most that a socket takes at once without anybody reading.
 const TALK_MAX_BYTES: usize = 64 << 10;
 
-pub(super) const TARGETS: &[Target] = &[
-    Target {
-        name: "qmp",
-        what: "all that a client of the control socket sends",
-        run: qmp,
-        seeds: || lines(QMP),
-        allowance: (4 << 20, 128),
-    },
-    Target {
-        name: "uri",
-        what: "the address of a peer or a file",
-        run: uri,
-        seeds: || lines(&["tcp:host:4444", "tcp:[fe80::1]:65535", "unix:/run/tern.sock", "tcp::0"]),
-        allowance: (4096, 8),
-    },
-    Target {
-        name: "parameters",
-        what: "a JSON object of migration parameters and capabilities",
-        run: parameters,
-        seeds: || lines(PARAMETERS),
-        allowance: (64 << 10, 128),
-    },
-];
+pub(super) fn targets() -> Vec<Target> {
+    vec![
+        Target::new("qmp", "all that a client of the control socket sends", (4 << 20, 128), qmp, || {
+            lines(QMP)
+        }),
+        Target::new("uri", "the address of a peer or a file", (4096, 8), uri, || {
+            lines(&["tcp:host:4444", "tcp:[fe80::1]:65535", "unix:/run/tern.sock", "tcp::0"])
+        }),
+        Target::new(
+            "parameters",
+            "a JSON object of migration parameters and capabilities",
+            (64 << 10, 128),
+            parameters,
+            || lines(PARAMETERS),
+        ),
+    ]
+}
 
 const QMP: &[&str] = &[
     "{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"query-status\", \"id\": 7}\n{\"execute\": \"stop\"}",
