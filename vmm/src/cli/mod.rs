@@ -13,6 +13,7 @@ mod migrate;
 mod plan;
 mod progress;
 mod report;
+mod restore;
 mod run;
 mod save;
 mod schema;
@@ -57,6 +58,9 @@ enum Command {
     /// Run a virtual machine
     #[command(after_help = run::EXAMPLES)]
     Run(Box<run::RunArgs>),
+    /// Run a guest from a file, as often as wanted
+    #[command(after_help = restore::EXAMPLES)]
+    Restore(Box<restore::RestoreArgs>),
     /// Move a running guest to another tern process
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(migrate::MigrateArgs),
@@ -160,6 +164,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run(args) => run::run(*args),
+        Command::Restore(args) => restore::run(*args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Save(args) => save::run(&args),
         Command::Status(args) => vm::status(&args),

@@ -66,8 +66,9 @@ pub struct RunArgs {
     /// Control socket (QMP) to make; the other commands of tern connect to it
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// Wait for a guest: defer (until migrate-incoming), tcp:HOST:PORT or unix:PATH. A kernel or image given
-    /// too is booted when the guest that has come resets its machine
+    /// Wait for a guest: defer (until migrate-incoming), tcp:HOST:PORT or unix:PATH; or take it from file:PATH
+    /// (see also `tern restore`). A kernel or image given too is booted when the guest that has come resets its
+    /// machine
     #[arg(long, value_name = "WHERE", conflicts_with = "paused")]
     incoming: Option<Incoming>,
     /// Name of the machine
@@ -144,7 +145,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit, Failure> {
     if json { print_json(&plan) } else { super::print(&plan.to_string()) }
 }
 
-fn launch(config: VmConfig) -> Result<Exit, Failure> {
+pub(super) fn launch(config: VmConfig) -> Result<Exit, Failure> {
     match machine::run(config) {
         // However it was asked to end, it did.
         Ok(
@@ -154,7 +155,9 @@ fn launch(config: VmConfig) -> Result<Exit, Failure> {
             | ExitReason::Signal(_)
             | ExitReason::Discarded,
         ) => Ok(Exit::Success),
-        Err(error @ RunError::Vcpu(_)) => Err(Failure::with(Exit::GuestFailed, &error)),
+        Err(error @ (RunError::Vcpu(_) | RunError::MemoryLost { .. })) => {
+            Err(Failure::with(Exit::GuestFailed, &error))
+        }
         Err(error) => Err(Failure::new(&error)),
     }
 }
