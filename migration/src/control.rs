@@ -10,6 +10,7 @@ use crate::channel::socket::wait;
 use crate::channel::{Direction, Woken};
 use crate::error::{LinkError, MigrationError};
 use crate::stats::{ErrorReport, Report, Side, Status};
+use crate::vm::Aspect;
 
 /// Is told what happens. The calls come from the migration's own thread, some of them while the guest is
 /// stopped: they must return at once.
@@ -21,6 +22,10 @@ pub trait Observer: Send + Sync {
     /// A destination has turned somebody away who did not introduce itself as a source; `text` says why.
     fn turned_away(&self, text: &str) {
         let _ = text;
+    }
+    /// A destination has told somebody whether his guest fits (`migrate --check`): these are the aspects that don't.
+    fn asked(&self, differing: &[Aspect]) {
+        let _ = differing;
     }
 }
 

@@ -9,6 +9,7 @@
 //! ```
 
 mod agree;
+mod check;
 mod load;
 mod lobby;
 mod restore;
@@ -17,11 +18,11 @@ use std::time::Instant;
 
 use crate::channel::{Connection, Listener, Route};
 use crate::control::Control;
-use crate::error::MigrationError;
+use crate::error::{MigrationError, ProtocolError};
 use crate::ram::RamView;
 use crate::stats::{ErrorReport, Report, Round, Side, Status};
 use crate::vm::{DestinationVm, PAGE_BYTES, VmError};
-use crate::wire::{Peer, Wire, introduce};
+use crate::wire::{Peer, Purpose, Wire, greet};
 
 use self::agree::Connected;
 use self::lobby::Met;
@@ -52,14 +53,14 @@ pub struct ReceiveError<V> {
     pub error: MigrationError,
 }
 
-/// Waits at `listener` for a source, turning everybody else away, and takes its guest into `vm`; otherwise as
+/// Waits at `listener` for a source, turning everybody else away and answering those who only ask, and takes its guest into `vm`; otherwise as
 /// [`receive`]. The attempt begins, also for its clock, when the source has introduced itself.
 pub fn receive_from<V: DestinationVm>(
     vm: V,
     listener: &Listener,
     control: &Control,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    match lobby::meet(listener, control) {
+    match lobby::meet(&vm, listener, control) {
         Ok(Met { wire, route, peer, strangers }) => {
             let mut attempt = Attempt::new(vm, wire, route, control);
             attempt.report.strangers = strangers.count;
@@ -89,7 +90,10 @@ pub fn receive<V: DestinationVm>(
     let route = connection.route.clone();
     let mut attempt = Attempt::new(vm, Wire::new(connection, Side::Destination, control), route, control);
     attempt.set_status(Status::Setup);
-    let met = introduce(&mut attempt.wire, Side::Destination);
+    let met = greet(&mut attempt.wire).and_then(|peer| match peer.purpose {
+        Purpose::Migration => Ok(peer),
+        Purpose::Check => Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into()),
+    });
     attempt.run(met)
 }
 

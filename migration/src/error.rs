@@ -243,6 +243,15 @@ pub enum ProtocolError {
         /// Session due, hexadecimal.
         expected: String,
     },
+    /// The peer takes a question for a migration, or the reverse.
+    #[error(
+        "the peer's tern {peer_tern} can not be asked whether a guest fits: take a newer one there, or migrate \
+         without a check"
+    )]
+    Purpose {
+        /// Peer's release.
+        peer_tern: String,
+    },
 }
 
 /// How the connection failed.
@@ -353,6 +362,7 @@ impl ProtocolError {
             Self::Checksum { .. } => "checksum",
             Self::Message { .. } | Self::State(_) => "undecodable",
             Self::Session { .. } => "session",
+            Self::Purpose { .. } => "no-check",
             Self::UnknownFrame { .. } | Self::Unexpected { .. } => "unexpected-frame",
             Self::Sequence { .. } | Self::Epoch { .. } => "out-of-order",
             Self::Limit { .. } | Self::Mismatch { .. } => "out-of-bounds",

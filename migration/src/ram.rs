@@ -10,7 +10,7 @@ mod send;
 mod zero;
 
 pub(crate) use batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
-pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, Encoding, EncodingInfo};
+pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, Encoding, EncodingInfo, encoding_names};
 pub(crate) use guest::RamView;
 pub(crate) use receive::PageReceiver;
 pub(crate) use send::{CHUNK_PAGES, PageSender};

@@ -16,6 +16,7 @@
 
 mod agree;
 pub(crate) mod carrier;
+mod check;
 mod commit;
 mod link;
 mod rounds;
@@ -36,6 +37,8 @@ use crate::vm::{PAGE_BYTES, SourceVm, VmError};
 use self::agree::Connected;
 use self::carrier::Carrier;
 use self::link::Link;
+
+pub use self::check::{CheckReport, SectionChoice, check};
 
 /// The report that others read is at most this old while the guest runs.
 const PUBLISH_EVERY_US: u64 = 100_000;

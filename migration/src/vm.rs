@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::ops::Range;
 
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 use tern_schema::{StateSet, record};
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::AtomicBitmap;
@@ -70,7 +71,6 @@ record! {
 record! {
     /// One thing in which two machines have to agree, compared: a line of `migrate --check`, and, where it
     /// doesn't fit, of a refusal.
-    #[derive(serde::Serialize)]
     pub struct Aspect {
         /// For programs, such as `memory-layout`; it doesn't change between releases.
         [1] code: String,
@@ -109,6 +109,14 @@ impl Aspect {
         Self { remedy, ..Self::fits(code, name, source, destination) }
     }
 
+    /// The same without what could steer a terminal: a peer has written it.
+    pub(crate) fn readable(&self) -> Self {
+        let plain = |text: &String| text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+        let Self { code, name, source, destination, remedy } = self;
+        let [code, name, source, destination] = [code, name, source, destination].map(plain);
+        Self { code, name, source, destination, remedy: remedy.as_ref().map(plain) }
+    }
+
     /// Does it fit?
     pub fn is_ok(&self) -> bool {
         self.remedy.is_none()
@@ -119,6 +127,20 @@ impl Aspect {
         let Self { name, source, destination, remedy, .. } = self;
         let remedy = remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
         format!("{name}: source {source}, destination {destination}{remedy}")
+    }
+}
+
+impl Serialize for Aspect {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Self { code, name, source, destination, remedy } = self;
+        let mut out = to.serialize_struct("Aspect", 6)?;
+        out.serialize_field("code", code)?;
+        out.serialize_field("name", name)?;
+        out.serialize_field("source", source)?;
+        out.serialize_field("destination", destination)?;
+        out.serialize_field("ok", &self.is_ok())?;
+        out.serialize_field("remedy", remedy)?;
+        out.end()
     }
 }
 

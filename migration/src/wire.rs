@@ -7,16 +7,16 @@ mod frame;
 mod handshake;
 mod message;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tern_schema::{Record, Writer, decode_record};
 
 pub(crate) use compare::{Compared, compare, refusal};
-pub(crate) use frame::{FLAG_RUNNING, FrameType, HEADER_BYTES, Header, MAGIC};
-pub(crate) use handshake::{Peer, introduce};
+pub(crate) use frame::{FLAG_ANSWER, FLAG_RUNNING, FrameType, HEADER_BYTES, Header, MAGIC};
+pub(crate) use handshake::{Peer, greet, introduce};
 pub(crate) use message::{
-    Agreed, Commit, Failed, Hello, Offer, PROTOCOL_MAX, PROTOCOL_MIN, Prepared, ROLE_MAIN, Refused, RoundEnd,
-    Running, TERN_VERSION,
+    Agreed, Answer, Commit, Echo, Failed, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN,
+    Prepared, Purpose, Refused, RoundEnd, Running, TERN_VERSION,
 };
 
 use crate::channel::socket::Socket;
@@ -36,6 +36,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(crate) struct Wire<'a> {
     socket: Socket,
     timeout: Duration,
+    /// Nothing is waited for after this.
+    deadline: Option<Instant>,
     control: &'a Control,
     side: Side,
     cancellable: bool,
@@ -59,6 +61,7 @@ impl<'a> Wire<'a> {
         Self {
             socket: connection.socket,
             timeout: connection.timeout,
+            deadline: None,
             control,
             side,
             cancellable: true,
@@ -77,6 +80,11 @@ impl<'a> Wire<'a> {
     /// What the last frame held; of a batch of pages its records.
     pub(crate) fn payload(&self) -> &[u8] {
         &self.payload
+    }
+
+    /// From here on the peer may be silent for `silence` at most, and nothing is waited for after `deadline`.
+    pub(crate) fn limit_time(&mut self, silence: Duration, deadline: Instant) {
+        (self.timeout, self.deadline) = (silence.min(self.timeout), Some(deadline));
     }
 
     /// From here on a cancel disturbs nothing.
@@ -354,11 +362,13 @@ impl<'a> Wire<'a> {
             return Err(LinkError::Io { state, source: error }.into());
         }
         let wake = self.cancellable.then(|| self.control.cancel.as_fd());
-        match self.socket.wait(direction, wake, self.timeout) {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map_or(self.timeout, |left| left.min(self.timeout));
+        match self.socket.wait(direction, wake, timeout) {
             Ok(Woken::Ready) => Ok(()),
             Ok(Woken::Cancelled) => Err(MigrationError::Cancelled),
             Ok(Woken::TimedOut) => {
-                let timeout_ms = self.timeout.as_millis() as u64;
+                let timeout_ms = timeout.as_millis() as u64;
                 Err(LinkError::Stalled { state, timeout_ms }.into())
             }
             Err(source) => Err(LinkError::Io { state, source }.into()),

@@ -36,14 +36,22 @@ impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
         attempt.report.max_bandwidth_bytes_per_s = offer.max_bandwidth_bytes_per_s;
         attempt.report.max_total_time_ms = offer.max_total_time_ms;
         let sections = check(&attempt.vm, &offer.facts, offer.page_bytes)?;
-        let (protocol_version, encodings) = (peer.protocol_version, offer.encodings & ENCODINGS_MASK);
-        let proofs = offer.proofs.map(|proofs| proofs & PROOF_XXH3);
-        let hashes = proofs.is_some_and(|proofs| proofs != 0);
+        let agreed = terms(&offer, peer.protocol_version, sections);
+        let hashes = agreed.proofs.is_some_and(|proofs| proofs != 0);
         attempt.report.proof = hashes.then(Proof::default);
-        let agreed = AgreedMessage { protocol_version, encodings, proofs, sections };
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
         attempt.report.setup_us = attempt.control.elapsed_us();
         Ok(Agreed { attempt, ram })
+    }
+}
+
+/// How the guest will come if it fits.
+pub(super) fn terms(offer: &Offer, protocol_version: u32, sections: Vec<ChosenVersion>) -> AgreedMessage {
+    AgreedMessage {
+        protocol_version,
+        encodings: offer.encodings & ENCODINGS_MASK,
+        proofs: offer.proofs.map(|proofs| proofs & PROOF_XXH3),
+        sections,
     }
 }
 

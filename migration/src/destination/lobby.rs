@@ -1,6 +1,7 @@
 //! Where a destination waits: whoever connects is looked at until it has said hello as a source, or is turned
 //! away. A machine is given to an attempt only then, so that a port scan costs nothing; and all who have
-//! connected are waited for at once, so that one who is silent keeps nobody waiting.
+//! connected are waited for at once, so that one who is silent keeps nobody waiting. Who only asks (`check.rs`) is
+//! answered here as well, and costs no machine either.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -10,7 +11,10 @@ use crate::channel::{Connection, Listener, Route};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::stats::Side;
-use crate::wire::{FrameType, HEADER_BYTES, Header, MAGIC, Peer, Wire, introduce};
+use crate::vm::DestinationVm;
+use crate::wire::{FrameType, HEADER_BYTES, Header, MAGIC, Peer, Purpose, Wire, greet};
+
+use super::check;
 
 /// How long a peer may take for its hello: less than the source waits for the answer to it.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
@@ -48,7 +52,11 @@ struct Guest {
 }
 
 /// Waits for a source, as long as it takes. The attempt's clock starts when it is heard.
-pub(super) fn meet<'a>(listener: &Listener, control: &'a Control) -> Result<Met<'a>, MigrationError> {
+pub(super) fn meet<'a, V: DestinationVm>(
+    vm: &V,
+    listener: &Listener,
+    control: &'a Control,
+) -> Result<Met<'a>, MigrationError> {
     let mut guests: Vec<Guest> = Vec::new();
     let mut strangers = Strangers::default();
     let mut turn_away = |error: &MigrationError| strangers.add(error, control);
@@ -66,8 +74,9 @@ pub(super) fn meet<'a>(listener: &Listener, control: &'a Control) -> Result<Met<
                 Ok(true) => {
                     control.restart_clock();
                     let connection = guests.remove(place).connection;
-                    match greet(connection, control) {
-                        Ok((wire, route, peer)) => return Ok(Met { wire, route, peer, strangers }),
+                    match meet_one(vm, connection, control) {
+                        Ok(Some((wire, route, peer))) => return Ok(Met { wire, route, peer, strangers }),
+                        Ok(None) => {}
                         Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
                         Err(error) => turn_away(&error),
                     }
@@ -130,12 +139,24 @@ fn is_whole(first: &[u8]) -> Result<bool, ProtocolError> {
     Ok(rest.len() >= header.length as usize)
 }
 
-/// Reads what is there already and answers it.
-fn greet(connection: Connection, control: &Control) -> Result<(Wire<'_>, Route, Peer), MigrationError> {
+/// Reads what is there already and answers it. None: somebody only had a question, and has gone.
+fn meet_one<'a, V: DestinationVm>(
+    vm: &V,
+    connection: Connection,
+    control: &'a Control,
+) -> Result<Option<(Wire<'a>, Route, Peer)>, MigrationError> {
     let route = connection.route.clone();
     let mut wire = Wire::new(connection, Side::Destination, control);
-    match introduce(&mut wire, Side::Destination) {
-        Ok(peer) => Ok((wire, route, peer)),
+    let met = greet(&mut wire).and_then(|peer| match peer.purpose {
+        Purpose::Migration => Ok(Some(peer)),
+        Purpose::Check => {
+            let differing = check::answer(vm, &mut wire, &peer)?;
+            control.observer.asked(&differing);
+            Ok(None)
+        }
+    });
+    match met {
+        Ok(peer) => Ok(peer.map(|peer| (wire, route, peer))),
         Err(error) => {
             wire.farewell(&error);
             Err(error)

@@ -53,7 +53,7 @@ impl PageRecord {
         }
         let data_bytes = u32::from_le_bytes([d0, d1, d2, d3]);
         let info = Encoding::from_number(encoding);
-        let Some(EncodingInfo { encoding, data_bytes: (least, most) }) = info else {
+        let Some(EncodingInfo { encoding, data_bytes: (least, most), .. }) = info else {
             let max = super::encode::ENCODINGS.len() as u64 - 1;
             return Err(limit("encoding", encoding.into(), max));
         };

@@ -16,18 +16,25 @@ pub(crate) enum Encoding {
 #[derive(Debug)]
 pub(crate) struct EncodingInfo {
     pub(crate) encoding: Encoding,
+    /// For people.
+    pub(crate) name: &'static str,
     /// Least and most bytes of data that a page may have.
     pub(crate) data_bytes: (u32, u32),
 }
 
 /// All encodings; the number on the wire is the position.
 pub(crate) const ENCODINGS: &[EncodingInfo] = &[
-    EncodingInfo { encoding: Encoding::Zero, data_bytes: (0, 0) },
-    EncodingInfo { encoding: Encoding::Raw, data_bytes: (PAGE_BYTES as u32, PAGE_BYTES as u32) },
+    EncodingInfo { encoding: Encoding::Zero, name: "zero", data_bytes: (0, 0) },
+    EncodingInfo { encoding: Encoding::Raw, name: "raw", data_bytes: (PAGE_BYTES as u32, PAGE_BYTES as u32) },
 ];
 
 /// Bit n is encoding n: what this build offers.
 pub(crate) const ENCODINGS_MASK: u64 = (1 << ENCODINGS.len()) - 1;
+
+/// Names of the encodings in a set.
+pub(crate) fn encoding_names(mask: u64) -> Vec<&'static str> {
+    ENCODINGS.iter().filter(|row| mask & (1 << row.encoding as u8) != 0).map(|row| row.name).collect()
+}
 
 impl Encoding {
     /// The row of this number.

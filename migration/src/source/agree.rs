@@ -5,12 +5,13 @@ use tern_schema::StateSet;
 use super::carrier::{Proposal, Terms};
 use super::rounds::Rounds;
 use super::{Attempt, vm_failed};
+use crate::config::Parameters;
 use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
 use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_MASK, PageSender, RamView};
 use crate::stats::{Proof, Status};
-use crate::vm::{PAGE_BYTES, SourceVm};
+use crate::vm::{PAGE_BYTES, SourceVm, VmFacts};
 use crate::wire::Offer;
 
 /// Nothing is known of the peer yet.
@@ -38,15 +39,7 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
             attempt.set_status(Status::Setup);
         }
         let limits = attempt.live.get();
-        let offer = Offer {
-            facts: attempt.vm.facts(),
-            page_bytes: PAGE_BYTES as u32,
-            encodings: ENCODINGS_MASK,
-            downtime_limit_ms: Some(limits.downtime_limit_ms),
-            max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
-            max_total_time_ms: Some(limits.max_total_time_ms),
-            proofs: limits.capabilities.verify.then_some(PROOF_XXH3),
-        };
+        let offer = offer(attempt.vm.facts(), &limits);
         let configuration = attempt.vm.configuration();
         let proposal = Proposal { offer, configuration, ram: attempt.vm.ram() };
         let terms = attempt.carrier.agree(proposal, &mut attempt.report)?;
@@ -54,6 +47,19 @@ impl<'s, 'a, V: SourceVm> Connected<'s, 'a, V> {
         attempt.report.proof = terms.hashes.then(Proof::default);
         attempt.report.setup_us = attempt.control.elapsed_us();
         Ok(Agreed { attempt, ram, terms })
+    }
+}
+
+/// What is to be moved, and all the ways in which that can be done.
+pub(super) fn offer(facts: VmFacts, limits: &Parameters) -> Offer {
+    Offer {
+        facts,
+        page_bytes: PAGE_BYTES as u32,
+        encodings: ENCODINGS_MASK,
+        downtime_limit_ms: Some(limits.downtime_limit_ms),
+        max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
+        max_total_time_ms: Some(limits.max_total_time_ms),
+        proofs: limits.capabilities.verify.then_some(PROOF_XXH3),
     }
 }
 

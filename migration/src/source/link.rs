@@ -13,7 +13,7 @@ use crate::ram::{Batch, ENCODINGS_MASK};
 use crate::stats::{Report, Side};
 use crate::vm::SectionOffer;
 use crate::wire::{
-    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, RoundEnd, Running, Wire, introduce,
+    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Wire, introduce,
 };
 
 /// A connection to a destination.
@@ -27,7 +27,24 @@ impl<'a> Link<'a> {
     }
 }
 
-/// Only what was offered can be chosen.
+/// What the destination's answer means; only what was offered can be chosen.
+pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Result<Terms, ProtocolError> {
+    let proofs = answer.proofs.unwrap_or(0);
+    let chosen = [
+        ("protocol version", u64::from(answer.protocol_version), u64::from(protocol_version)),
+        ("encodings", answer.encodings, ENCODINGS_MASK),
+        ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
+    ];
+    for (field, found, expected) in chosen {
+        if found != expected {
+            return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected });
+        }
+    }
+    check_versions(&offer.facts.sections, &answer.sections)?;
+    let sections = Some(answer.sections.clone());
+    Ok(Terms { round_trip_us: 0, hashes: proofs & PROOF_XXH3 != 0, sections })
+}
+
 fn check_versions(offered: &[SectionOffer], chosen: &[ChosenVersion]) -> Result<(), ProtocolError> {
     for ChosenVersion { name, instance, version } in chosen {
         let section = offered.iter().find(|s| s.name == *name && s.instance == *instance);
@@ -47,7 +64,7 @@ impl Carrier for Link<'_> {
 
     fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError> {
         let asked = Instant::now();
-        let peer = introduce(&mut self.wire, Side::Source)?;
+        let peer = introduce(&mut self.wire, Purpose::Migration)?;
         let round_trip_us = asked.elapsed().as_micros() as u64;
         report.session = peer.session;
         report.peer_tern_version = peer.tern_version;
@@ -55,20 +72,7 @@ impl Carrier for Link<'_> {
         let offer: Offer = proposal.offer;
         self.wire.send(FrameType::Offer, &offer, "offering the guest")?;
         let answer: Agreed = self.wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
-        let proofs = answer.proofs.unwrap_or(0);
-        let chosen = [
-            ("protocol version", u64::from(answer.protocol_version), u64::from(peer.protocol_version)),
-            ("encodings", answer.encodings, ENCODINGS_MASK),
-            ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
-        ];
-        for (field, found, expected) in chosen {
-            if found != expected {
-                return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected }.into());
-            }
-        }
-        check_versions(&offer.facts.sections, &answer.sections)?;
-        let (hashes, sections) = (proofs & PROOF_XXH3 != 0, Some(answer.sections));
-        Ok(Terms { round_trip_us, hashes, sections })
+        Ok(Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? })
     }
 
     fn hear(&mut self) -> Result<(), MigrationError> {

@@ -20,6 +20,8 @@ pub(crate) const HEADER_BYTES: usize = 24;
 const COVERED_BYTES: usize = 20;
 /// Flag of a state frame: the guest was running when it was stopped.
 pub(crate) const FLAG_RUNNING: u8 = 1;
+/// Flag of a probe: the destination says what has come.
+pub(crate) const FLAG_ANSWER: u8 = 1;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,9 @@ pub(crate) enum FrameType {
     Commit = 9,
     Running = 10,
     Failed = 11,
+    Answer = 12,
+    Probe = 13,
+    Echo = 14,
 }
 
 /// One row of the table.
@@ -68,6 +73,9 @@ pub(crate) const FRAMES: &[FrameInfo] = &[
     row(FrameType::Commit, "commit", 4096, 0),
     row(FrameType::Running, "running", 4096, 0),
     row(FrameType::Failed, "failed", 64 << 10, 0),
+    row(FrameType::Answer, "answer", 1 << 20, 0),
+    row(FrameType::Probe, "probe", 1 << 20, FLAG_ANSWER),
+    row(FrameType::Echo, "echo", 4096, 0),
 ];
 
 impl FrameType {

@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::{FrameType, Hello, PROTOCOL_MAX, PROTOCOL_MIN, ROLE_MAIN, TERN_VERSION, Wire};
+use super::{FrameType, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, TERN_VERSION, Wire};
 use crate::error::{LinkError, MigrationError, ProtocolError};
-use crate::stats::Side;
 
 /// Longest name of the peer's that a text of ours repeats.
 const NAME_MAX_CHARS: usize = 64;
@@ -17,43 +16,49 @@ pub(crate) struct Peer {
     pub(crate) tern_version: String,
     pub(crate) session: String,
     pub(crate) protocol_version: u32,
+    pub(crate) purpose: Purpose,
 }
 
-/// Each side introduces itself, the source first.
-pub(crate) fn introduce(wire: &mut Wire<'_>, side: Side) -> Result<Peer, MigrationError> {
-    const STATE: &str = "introducing itself";
-    match side {
-        Side::Source => {
-            let session = new_session().map_err(|source| LinkError::Io { state: STATE, source })?;
-            send_hello(wire, session)?;
-            wire.receive_magic()?;
-            let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
-            if peer.session != session {
-                let (found, expected) = (hex(&peer.session), hex(&session));
-                return Err(ProtocolError::Session { found, expected }.into());
-            }
-            checked(peer)
-        }
-        Side::Destination => {
-            wire.receive_magic()?;
-            let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
-            send_hello(wire, peer.session)?;
-            checked(peer)
-        }
+const STATE: &str = "introducing itself";
+
+/// The source introduces itself and hears who is there.
+pub(crate) fn introduce(wire: &mut Wire<'_>, purpose: Purpose) -> Result<Peer, MigrationError> {
+    let session = new_session().map_err(|source| LinkError::Io { state: STATE, source })?;
+    send_hello(wire, session, purpose)?;
+    wire.receive_magic()?;
+    let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
+    if peer.session != session {
+        let (found, expected) = (hex(&peer.session), hex(&session));
+        return Err(ProtocolError::Session { found, expected }.into());
     }
+    let peer = checked(peer)?;
+    if peer.purpose != purpose {
+        // Such as a release that knows nothing but migrations.
+        return Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into());
+    }
+    Ok(peer)
 }
 
-fn send_hello(wire: &mut Wire<'_>, session: [u8; 16]) -> Result<(), MigrationError> {
+/// The destination hears who is there and introduces itself, with the purpose that it has heard.
+pub(crate) fn greet(wire: &mut Wire<'_>) -> Result<Peer, MigrationError> {
+    wire.receive_magic()?;
+    let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
+    let purpose = Purpose::from_role(peer.role).unwrap_or(Purpose::Migration);
+    send_hello(wire, peer.session, purpose)?;
+    checked(peer)
+}
+
+fn send_hello(wire: &mut Wire<'_>, session: [u8; 16], purpose: Purpose) -> Result<(), MigrationError> {
     wire.send_magic()?;
     let hello = Hello {
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
         tern_version: TERN_VERSION.to_owned(),
         session,
-        role: ROLE_MAIN,
+        role: purpose as u8,
         index: 0,
     };
-    wire.send(FrameType::Hello, &hello, "introducing itself")
+    wire.send(FrameType::Hello, &hello, STATE)
 }
 
 fn checked(peer: Hello) -> Result<Peer, MigrationError> {
@@ -71,14 +76,14 @@ fn checked(peer: Hello) -> Result<Peer, MigrationError> {
     let mismatch = |field, found: u64, expected: u64| {
         Err(ProtocolError::Mismatch { frame: "hello", field, found, expected }.into())
     };
-    if peer.role != ROLE_MAIN {
-        return mismatch("role", peer.role.into(), ROLE_MAIN.into());
-    }
+    let Some(purpose) = Purpose::from_role(peer.role) else {
+        return mismatch("role", peer.role.into(), Purpose::Migration as u64);
+    };
     if peer.index != 0 {
         return mismatch("index", peer.index.into(), 0);
     }
     let (tern_version, session) = (readable(&peer.tern_version), hex(&peer.session));
-    Ok(Peer { tern_version, session, protocol_version })
+    Ok(Peer { tern_version, session, protocol_version, purpose })
 }
 
 fn new_session() -> io::Result<[u8; 16]> {
@@ -110,7 +115,7 @@ mod tests {
             protocol_max: PROTOCOL_MAX + 2,
             tern_version: "9\u{1b}[2J".into(),
             session: [0; 16],
-            role: ROLE_MAIN,
+            role: Purpose::Migration as u8,
             index: 0,
         };
         let text = checked(hello).unwrap_err().text();

@@ -3,7 +3,7 @@
 
 use tern_schema::{ChosenVersion, record};
 
-use crate::vm::VmFacts;
+use crate::vm::{Aspect, VmFacts};
 
 /// Oldest protocol version that this build speaks.
 pub(crate) const PROTOCOL_MIN: u32 = 1;
@@ -11,8 +11,23 @@ pub(crate) const PROTOCOL_MIN: u32 = 1;
 pub(crate) const PROTOCOL_MAX: u32 = 1;
 /// This build's release.
 pub(crate) const TERN_VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The connection that carries messages, memory and state.
-pub(crate) const ROLE_MAIN: u8 = 1;
+/// Most bytes of all probes of a check.
+pub(crate) const PROBE_BYTES_MAX: u64 = 256 << 20;
+
+/// What a connection is for: its `role` in a hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A migration: messages, memory and state.
+    Migration = 1,
+    /// Only questions: would it fit, and how fast is the link?
+    Check = 2,
+}
+
+impl Purpose {
+    pub(crate) fn from_role(role: u8) -> Option<Self> {
+        [Self::Migration, Self::Check].into_iter().find(|purpose| *purpose as u8 == role)
+    }
+}
 
 record! {
     /// First message of each connection, both ways.
@@ -63,6 +78,24 @@ record! {
         [3 optional] proofs: Option<u64>,
         /// For each section that both sides have, the version in which it is to be sent.
         [4 optional] sections: Vec<ChosenVersion>,
+    }
+}
+
+record! {
+    /// Destination, in a check: whether and how it would be taken.
+    pub struct Answer {
+        /// All that was compared.
+        [1] aspects: Vec<Aspect>,
+        /// As it would agree if all of that fits.
+        [2] agreed: Agreed,
+    }
+}
+
+record! {
+    /// Destination, in a check: the probes up to the one that asks have come.
+    pub struct Echo {
+        /// Their bytes since the last answer, without headers.
+        [1] bytes: u64,
     }
 }
 

@@ -1,0 +1,155 @@
+//! `migrate --check`: would the guest fit there, and how far away is it? The handshake of a migration and a few
+//! measurements, with neither machine touched: this side needs only what its machine says of itself.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use tern_schema::ChosenVersion;
+
+use super::{agree, link};
+use crate::channel::{self, Uri};
+use crate::config::Parameters;
+use crate::control::Control;
+use crate::error::{MigrationError, ProtocolError};
+use crate::policy::link::rate;
+use crate::ram::encoding_names;
+use crate::stats::Side;
+use crate::vm::{Aspect, VmFacts};
+use crate::wire::{Answer, Echo, FLAG_ANSWER, FrameType, PROBE_BYTES_MAX, Purpose, Wire, introduce};
+
+/// Questions whose answers are timed.
+const ROUND_TRIPS: usize = 9;
+/// The first measurement of bandwidth, to know how long the second may be.
+const FIRST_PROBE_BYTES: u64 = 256 << 10;
+/// How long the second shall take.
+const PROBE_TIME_US: u64 = 200_000;
+const PIECE_BYTES: usize = 64 << 10;
+/// The measurements stay below what the destination takes, with the first one in front.
+const PROBE_MOST_BYTES: u64 = PROBE_BYTES_MAX / 2;
+
+/// What a check has found.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckReport {
+    /// Where the destination is.
+    pub uri: String,
+    /// The guest can run there, as far as can be known before it moves.
+    pub fits: bool,
+    /// Everything that was compared, in an order for people.
+    pub aspects: Vec<Aspect>,
+    /// The destination's release.
+    pub peer_tern_version: String,
+    /// Protocol version that both would speak.
+    pub protocol_version: u32,
+    /// In which version each part of the machine would be sent; those that the destination lacks are missing.
+    pub sections: Vec<SectionChoice>,
+    /// How pages may be written.
+    pub encodings: Vec<&'static str>,
+    /// Memory and state would be proven equal at the switch.
+    pub proof: bool,
+    /// How long an answer takes: the median of several.
+    pub round_trip_us: u64,
+    /// What the link carried in a fraction of a second, with nothing else going on.
+    pub link_bytes_per_s: u64,
+    /// How long all of this took.
+    pub total_us: u64,
+}
+
+/// The version in which a part of the machine would be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SectionChoice {
+    /// Section's name.
+    pub name: String,
+    /// Which of several equal parts.
+    pub instance: u32,
+    /// The version.
+    pub version: u16,
+}
+
+impl From<ChosenVersion> for SectionChoice {
+    fn from(ChosenVersion { name, instance, version }: ChosenVersion) -> Self {
+        Self { name, instance, version }
+    }
+}
+
+/// Asks the destination at `uri` whether the guest of a machine with these `facts` could run there, and measures
+/// the way. An error: it can't be asked. That it doesn't fit is no error. Blocks; `control` can cancel it.
+pub fn check(
+    facts: VmFacts,
+    uri: &Uri,
+    parameters: &Parameters,
+    control: &Control,
+) -> Result<CheckReport, MigrationError> {
+    let mut wire = Wire::new(channel::connect(uri, control)?, Side::Source, control);
+    let result = ask(facts, uri, parameters, &mut wire);
+    control.cancel.close();
+    result.map(|report| CheckReport { total_us: control.elapsed_us(), ..report }).map_err(|error| {
+        let error = wire.last_words(error);
+        wire.farewell(&error);
+        error
+    })
+}
+
+fn ask(
+    facts: VmFacts,
+    uri: &Uri,
+    parameters: &Parameters,
+    wire: &mut Wire<'_>,
+) -> Result<CheckReport, MigrationError> {
+    let peer = introduce(wire, Purpose::Check)?;
+    let offer = agree::offer(facts, parameters);
+    wire.send(FrameType::Offer, &offer, "asking whether the guest fits")?;
+    let Answer { aspects, agreed } =
+        wire.expect(FrameType::Answer, "waiting for what the peer thinks of it")?;
+    let terms = link::terms(&offer, &agreed, peer.protocol_version)?;
+    let mut trips = [0; ROUND_TRIPS];
+    for trip in &mut trips {
+        *trip = probe(wire, 0)?;
+    }
+    trips.sort_unstable();
+    let aspects: Vec<Aspect> = aspects.iter().map(Aspect::readable).collect();
+    Ok(CheckReport {
+        uri: uri.to_string(),
+        fits: aspects.iter().all(Aspect::is_ok),
+        aspects,
+        peer_tern_version: peer.tern_version,
+        protocol_version: peer.protocol_version,
+        sections: agreed.sections.into_iter().map(SectionChoice::from).collect(),
+        encodings: encoding_names(agreed.encodings),
+        proof: terms.hashes,
+        round_trip_us: trips.get(ROUND_TRIPS / 2).copied().unwrap_or(0),
+        link_bytes_per_s: measure(wire)?,
+        total_us: 0,
+    })
+}
+
+/// Bytes a second: once with little, to see how much makes a good measurement.
+fn measure(wire: &mut Wire<'_>) -> Result<u64, MigrationError> {
+    let first = rate(FIRST_PROBE_BYTES, probe(wire, FIRST_PROBE_BYTES)?);
+    let bytes = (u128::from(first) * u128::from(PROBE_TIME_US) / 1_000_000) as u64;
+    let bytes = bytes.clamp(FIRST_PROBE_BYTES, PROBE_MOST_BYTES);
+    Ok(rate(bytes, probe(wire, bytes)?))
+}
+
+/// Sends so many bytes; microseconds until the peer says that it has them.
+fn probe(wire: &mut Wire<'_>, bytes: u64) -> Result<u64, MigrationError> {
+    const STATE: &str = "measuring the link";
+    let piece = [0; PIECE_BYTES];
+    let started = Instant::now();
+    let mut left = bytes;
+    loop {
+        let now = left.min(PIECE_BYTES as u64);
+        left -= now;
+        let flags = if left == 0 { FLAG_ANSWER } else { 0 };
+        let piece = piece.get(..now as usize).unwrap_or_default();
+        wire.send_with(FrameType::Probe, flags, STATE, |out| out.extend_from_slice(piece))?;
+        if left == 0 {
+            break;
+        }
+    }
+    let echo: Echo = wire.expect(FrameType::Echo, STATE)?;
+    if echo.bytes != bytes {
+        let (frame, field, found) = ("echo", "bytes", echo.bytes);
+        return Err(ProtocolError::Mismatch { frame, field, found, expected: bytes }.into());
+    }
+    Ok(started.elapsed().as_micros() as u64)
+}
