@@ -13,8 +13,7 @@ use crate::memory;
 use crate::platform::{self, PlatformV1};
 use crate::run_control::Hold;
 use crate::sections;
-use crate::vcpu::Offer;
-use crate::vm::{Vm, platform as platform_of};
+use crate::vm::{Vm, offer, platform as platform_of};
 
 impl Vm {
     fn describe(&self) -> VmFacts {
@@ -126,7 +125,7 @@ impl DestinationVm for Vm {
     fn check(&self, source: &VmFacts) -> Result<Vec<Aspect>, VmError> {
         let theirs: PlatformV1 = decode_record(&source.platform)
             .map_err(|error| VmError::new("the source's description of its host can't be read", error))?;
-        let offer = Offer::of(&self.kvm.kvm, &self.kvm.hidden)
+        let offer = offer(&self.kvm, &self.config)
             .map_err(|error| VmError::new("this host's CPU features can't be read", error))?;
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
         let mut here = self.platform.clone();

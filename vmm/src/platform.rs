@@ -81,7 +81,7 @@ fn features(source: &PlatformV1, here: &Here<'_>) -> Aspect {
         return Aspect::fits(code, name, theirs, "has them all");
     }
     let remedy = "hide them at the source: boot the guest there with --cpu and a profile that both hosts have \
-                  (tern cpu baseline)";
+                  (tern cpu baseline); a destination started with --cpu takes only what its own profile has";
     Aspect::differs(code, name, theirs, format!("lacks {missing}"), remedy)
 }
 

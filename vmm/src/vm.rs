@@ -236,16 +236,20 @@ fn chips(vm: &VmFd) -> Result<(), BuildError> {
     vm.create_pit2(pit).map_err(kvm_error("CREATE_PIT2"))
 }
 
+/// What a machine of this configuration can show its guest here: all that the host has, or what `--cpu` leaves.
+pub(crate) fn offer(host: &Host, config: &VmConfig) -> Result<Offer, BuildError> {
+    let offer = Offer::of(&host.kvm, &host.hidden).map_err(|source| BuildError::Vcpu { index: 0, source })?;
+    Ok(match &config.cpu {
+        CpuModel::Host => offer,
+        CpuModel::Profile(name) => Profile::named(name)?.apply(offer)?,
+        CpuModel::File(profile) => profile.apply(offer)?,
+    })
+}
+
 fn make_vcpus(host: &Host, vm: &VmFd, config: &VmConfig, ram: &GuestRam) -> Result<Vec<Vcpu>, BuildError> {
     let cpus = u32::from(config.cpus);
     let at = |index| move |source| BuildError::Vcpu { index, source };
-    let profile = match &config.cpu {
-        CpuModel::Host => None,
-        CpuModel::Profile(name) => Some(Profile::named(name)?),
-        CpuModel::File(profile) => Some(Profile::clone(profile)),
-    };
-    let offer = Offer::of(&host.kvm, &host.hidden).map_err(at(0))?;
-    let template = Template::new(offer, cpus, profile.as_ref())?;
+    let template = Template::new(offer(host, config)?, cpus);
     let msrs = vcpu::msr_indices(&host.kvm).map_err(kvm_error("GET_MSR_INDEX_LIST"))?;
     let make = |index| Vcpu::new(vm, index, cpus, &template, &msrs, ram.clone()).map_err(at(index));
     (0..cpus).map(make).collect()

@@ -23,7 +23,8 @@ pub struct Quirk {
 const QUIRKS: &[Quirk] = &[Quirk {
     kind: KvmKind::Pvm,
     words: tern_guest_images::CMDLINE_INTERPRETED_RING0,
-    hidden: &["cx16"],
+    // la57 is never seen: KVM offers it, and its guests do not see it.
+    hidden: &["cx16", "la57"],
     reason: "kvm_pvm interprets ring 0 and does not know every instruction; its CPUID can hide only some \
              features, so the kernel must be told not to use the others",
 }];
@@ -72,7 +73,7 @@ mod tests {
         let needs = needs(KvmKind::Pvm);
         let clear = needs.kernel_words.iter().find(|word| word.starts_with("clearcpuid=")).unwrap();
         assert!(clear.split([',', '=']).any(|feature| feature == "cx16"), "{clear}");
-        assert_eq!(serde_json::to_value(&needs).unwrap()["hidden"], serde_json::json!(["cx16"]));
+        assert_eq!(serde_json::to_value(&needs).unwrap()["hidden"], serde_json::json!(["cx16", "la57"]));
         assert!(crate::boot::cmdline::compose("", &needs.kernel_words, &[]).is_ok());
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use tern_schema::record;
 
-use super::{MsrV1, Offer, Profile, ProfileError, VcpuError};
+use super::{MsrV1, Offer, VcpuError};
 
 record! {
     /// One CPUID entry.
@@ -101,22 +101,15 @@ pub struct Template {
 }
 
 impl Template {
-    /// The vCPUs of a machine of `cpus`: what this host offers, limited to `profile`.
-    ///
-    /// # Errors
-    /// The host lacks some of the profile.
-    pub fn new(offer: Offer, cpus: u32, profile: Option<&Profile>) -> Result<Self, ProfileError> {
-        let limited = match profile {
-            Some(profile) => profile.apply(offer)?,
-            None => offer,
-        };
-        let Offer { mut cpuid, msrs, forced: _ } = limited;
+    /// The vCPUs of a machine of `cpus` that shows `offer`.
+    pub fn new(offer: Offer, cpus: u32) -> Self {
+        let Offer { mut cpuid, msrs, forced: _ } = offer;
         for entry in cpuid.iter_mut().filter(|entry| entry.leaf == LEAF_HYPERVISOR) {
             entry.eax = entry.eax.max(LEAF_TIMING);
         }
         cpuid.push(CpuidV1 { leaf: LEAF_TIMING, subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 });
         cpuid.extend(topology(cpus));
-        Ok(Self { cpuid, msrs })
+        Self { cpuid, msrs }
     }
 }
 
@@ -190,7 +183,7 @@ mod tests {
         let hypervisor =
             CpuidV1 { leaf: LEAF_HYPERVISOR, subleaf: 0, flags: 0, eax: 0x4000_0001, ebx: 0, ecx: 0, edx: 0 };
         let offer = Offer { cpuid: vec![hypervisor], msrs: Vec::new(), forced: FeatureSet::default() };
-        let cpuid = Template::new(offer, 1, None).unwrap().cpuid;
+        let cpuid = Template::new(offer, 1).cpuid;
         assert_eq!((cpuid[0].eax, cpuid[1].leaf), (LEAF_TIMING, LEAF_TIMING));
     }
 }
