@@ -9,7 +9,7 @@ use tern_migration::channel::{Listener, Uri, connect};
 use tern_migration::destination::receive;
 use tern_migration::fake::{FakeVm, Options};
 use tern_migration::source::{Outcome, migrate};
-use tern_migration::{Control, LiveParameters, Side, Unobserved, is_zero_slice};
+use tern_migration::{Control, LiveParameters, Parameters, Side, Unobserved, is_zero_slice};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -19,8 +19,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let folder = std::env::temp_dir().join(format!("tern-throughput-{}", std::process::id()));
     for uri in [Uri::Unix { path: folder }, "tcp:127.0.0.1:0".parse()?] {
-        for round in 1..=3 {
-            println!("{uri} run {round}: {}", transfer(&uri)?);
+        for run in 1..=3 {
+            for verify in [true, false] {
+                println!("{uri} run {run}, verify {verify}: {}", transfer(&uri, verify)?);
+            }
         }
     }
     Ok(())
@@ -42,7 +44,7 @@ fn scan(bytes: usize) -> f64 {
     (0..5).map(|_| once()).fold(0.0, f64::max)
 }
 
-fn transfer(uri: &Uri) -> Result<String, Box<dyn Error>> {
+fn transfer(uri: &Uri, verify: bool) -> Result<String, Box<dyn Error>> {
     let options =
         Options { region_pages: vec![1 << 18], touched_every: 1, writes_per_call: 0, ..Options::default() };
     let (source, destination) = (FakeVm::booted(options.clone())?, FakeVm::new(options)?);
@@ -51,7 +53,9 @@ fn transfer(uri: &Uri) -> Result<String, Box<dyn Error>> {
     let far_control = Control::new(Side::Destination, Box::new(Unobserved))?;
     let near = connect(listener.uri(), &near_control)?;
     let far = listener.accept(&far_control)?;
-    let live = LiveParameters::default();
+    let mut parameters = Parameters::default();
+    parameters.capabilities.verify = verify;
+    let live = LiveParameters::new(parameters);
     let end = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receive(destination, far, &far_control).is_ok());
         let end = migrate(source, near, &live, &near_control);
@@ -60,11 +64,14 @@ fn transfer(uri: &Uri) -> Result<String, Box<dyn Error>> {
     });
     end.ok_or("the migration did not complete")?;
     let report = near_control.report();
+    let hash_ms = |control: &Control| control.report().proof.map_or(0.0, |proof| proof.hash_us as f64 / 1e3);
     let live_s = report.live_us as f64 / 1e6;
     Ok(format!(
-        "{:.2} GiB/s ({:.0} ms for {} pages)",
+        "{:.2} GiB/s ({:.0} ms for {} pages; {:.0} ms and {:.0} ms of hashing)",
         report.bytes.total() as f64 / GIB / live_s,
         live_s * 1e3,
-        report.pages.sent()
+        report.pages.sent(),
+        hash_ms(&near_control),
+        hash_ms(&far_control),
     ))
 }

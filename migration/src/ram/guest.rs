@@ -15,6 +15,12 @@ use crate::vm::{GuestRam, PAGE_BYTES};
 /// A shorter span isn't worth a system call.
 const POPULATE_LEAST_BYTES: usize = 16 * PAGE_BYTES as usize;
 
+/// What one load reads: twice as much at once is half the time of a copy.
+#[cfg(target_arch = "x86_64")]
+type Word = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Word = u64;
+
 /// All regions of a guest's memory. Keeps them mapped.
 #[derive(Debug)]
 pub(crate) struct RamView {
@@ -68,11 +74,11 @@ impl RamView {
     /// Copies a page that a guest may be writing. If it does, the copy is some mixture, and the page is dirty again.
     pub(crate) fn read(&self, region: usize, page: u64, to: &mut PageBytes) -> Result<(), MigrationError> {
         let (address, _) = self.locate(region, page..page + 1)?;
-        let words = address.cast_const().cast::<u64>();
-        for (index, word) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            // SAFETY: `locate` has checked the bounds of the page, of which this is an aligned word; mappings begin
+        let (from, to) = (address.cast_const().cast::<Word>(), to.as_mut_ptr().cast::<Word>());
+        for index in 0..PAGE_BYTES as usize / size_of::<Word>() {
+            // SAFETY: both are pages, of which this is one word; `locate` has checked the bounds, and mappings begin
             // at a page. No Rust reference to guest memory exists.
-            *word = unsafe { words.wrapping_add(index).read_volatile() }.to_ne_bytes();
+            unsafe { to.add(index).write_unaligned(from.add(index).read_volatile()) };
         }
         Ok(())
     }
