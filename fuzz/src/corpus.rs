@@ -44,6 +44,14 @@ pub fn golden(name: &str) -> Vec<Vec<u8>> {
     if bytes.is_empty() { Vec::new() } else { vec![bytes] }
 }
 
+/// A CPU profile that comes with tern.
+///
+/// # Errors
+/// It is not there any more.
+pub fn cpu_profile(name: &str) -> io::Result<Vec<u8>> {
+    fs::read(folder().join("../vmm/cpu").join(format!("{name}.json")))
+}
+
 /// Inputs that the engine found have the hash of their content as name; what people and [`crate::Target::seeds`] put
 /// there has not.
 fn is_found(path: &Path) -> bool {

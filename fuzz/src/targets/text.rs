@@ -4,8 +4,10 @@ use serde_json::Value;
 use tern_migration::Parameters;
 use tern_migration::channel::Uri;
 use tern_vmm::control::fuzzing::talk;
+use tern_vmm::vcpu::Profile;
 
 use super::{Target, Verdict};
+use crate::corpus;
 
 /// The most that a socket takes at once without anybody reading.
 const TALK_MAX_BYTES: usize = 64 << 10;
@@ -16,7 +18,7 @@ pub(super) fn targets() -> Vec<Target> {
             lines(QMP)
         }),
         Target::new("uri", "the address of a peer or a file", (4096, 8), uri, || {
-            lines(&["tcp:host:4444", "tcp:[fe80::1]:65535", "unix:/run/tern.sock", "tcp::0"])
+            lines(&["tcp:host:4444", "tcp:[fe80::1]:65535", "unix:/run/tern.sock", "file:/run/guest"])
         }),
         Target::new(
             "parameters",
@@ -25,6 +27,9 @@ pub(super) fn targets() -> Vec<Target> {
             parameters,
             || lines(PARAMETERS),
         ),
+        Target::new("cpu-profile", "a CPU profile's file", (256 << 10, 64), cpu_profile, || {
+            ["x86-64-v1", "x86-64-v3"].iter().filter_map(|name| corpus::cpu_profile(name).ok()).collect()
+        }),
     ]
 }
 
@@ -88,5 +93,24 @@ fn parameters(bytes: &[u8]) -> Verdict {
             Verdict::Accepted
         }
         Err(_) => Verdict::Refused,
+    }
+}
+
+/// What is taken is written, and read again as the same.
+fn cpu_profile(bytes: &[u8]) -> Verdict {
+    match Profile::parse(bytes) {
+        Ok(profile) => {
+            let again = Profile::parse(profile.to_json().as_bytes());
+            assert!(
+                again.is_ok_and(|again| again == profile),
+                "a profile has changed: {}",
+                profile.to_json()
+            );
+            Verdict::Accepted
+        }
+        Err(fault) => {
+            assert!(!fault.to_string().is_empty());
+            Verdict::Refused
+        }
     }
 }

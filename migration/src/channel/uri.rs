@@ -72,6 +72,9 @@ fn parse_tcp(rest: &str) -> Result<Uri, &'static str> {
     if !rest.starts_with('[') && host.contains(':') {
         return Err("an IPv6 address stands in brackets");
     }
+    if host.contains(['[', ']', '\0']) {
+        return Err("the host is no name and no address");
+    }
     if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
         return Err("the port is not a number");
     }
@@ -119,6 +122,8 @@ mod tests {
             "file:",
             "udp:h:1",
             "tcp:[::1]5",
+            "tcp:[[a]:5",
+            "tcp:a]:5",
         ];
         for text in wrong {
             let error = text.parse::<Uri>().unwrap_err().to_string();
