@@ -86,6 +86,11 @@ fn offer(range: SectionRange) -> SectionOffer {
     }
 }
 
+/// Why a machine can't be moved or saved now: what each part says that has state which no section holds.
+pub fn blocked_reasons(devices: &[Box<dyn Part>]) -> Vec<String> {
+    devices.iter().filter_map(|part| part.blocked()).collect()
+}
+
 fn chip(name: &'static str, instance: u32) -> impl Fn(ChipError) -> SectionError {
     move |source| SectionError::Chip { name, instance, source }
 }
@@ -163,10 +168,16 @@ impl Prepared {
     pub fn apply(self, vm: &VmFd, vcpus: &VcpuSet) -> Result<(), SectionError> {
         let Self { vcpus: saved, clock, pit, pics, ioapic, devices } = self;
         let here = clock.restore(vm, now_ns()).map_err(chip(ClockV1::NAME, 0))?;
+        // Where a host's TSC isn't known, vCPU 0 goes on from its TSC's value, and the others follow it exactly:
+        // values written one after another would give each another offset.
+        let mut shift = None;
         for (instance, (mut vcpu, saved)) in vcpus.iter().zip(&saved).enumerate() {
             let moved = |offset| clock.moved_tsc_offset(&here, offset, saved.tsc_khz);
-            let tsc_offset = saved.tsc_offset.and_then(moved);
+            let shifted = |offset: u64| shift.map(|shift| offset.wrapping_add(shift));
+            let tsc_offset = saved.tsc_offset.and_then(|offset| moved(offset).or_else(|| shifted(offset)));
             vcpu.restore(saved, tsc_offset).map_err(|source| SectionError::Vcpu { instance, source })?;
+            let here = vcpu.tsc_offset().zip(saved.tsc_offset);
+            shift = shift.or(here.map(|(here, there): (u64, u64)| here.wrapping_sub(there)));
         }
         pit.restore(vm).map_err(chip(PitV1::NAME, 0))?;
         for (instance, pic) in pics {

@@ -16,7 +16,7 @@ use crate::config::{CpuModel, VmConfig};
 use crate::control::EventSink;
 use crate::devices::{DeviceError, DeviceSet, Plugs};
 use crate::host::KvmKind;
-use crate::kvm::{DirtyLog, set_slot};
+use crate::kvm::{self, DirtyLog, set_slot};
 use crate::layout;
 use crate::lines::Lines;
 use crate::memory::{self, Backing, Behind, MemoryError, Residency};
@@ -232,6 +232,7 @@ fn chips(vm: &VmFd) -> Result<(), BuildError> {
     let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("SET_TSS_ADDR"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("SET_IDENTITY_MAP_ADDR"))?;
+    kvm::carry_pending_events(vm).map_err(kvm_error("ENABLE_CAP (pending events)"))?;
     vm.create_irq_chip().map_err(kvm_error("CREATE_IRQCHIP"))?;
     vm.create_pit2(pit).map_err(kvm_error("CREATE_PIT2"))
 }

@@ -38,22 +38,27 @@ impl Clock {
     /// Reads it, as the kernel's `Documentation/virt/kvm/x86/msr.rst` says.
     fn read(&mut self) -> u64 {
         loop {
-            // SAFETY: this vCPU's page; KVM writes it only while this vCPU doesn't run, or changes the version.
-            let before = unsafe { self.page.read_volatile() };
+            let before = self.version();
             fence(Ordering::Acquire);
-            let now_ns = before.at(cpu::rdtsc());
+            // SAFETY: this vCPU's page; KVM writes it only while this vCPU doesn't run, and changes the version.
+            let clock = unsafe { self.page.read_volatile() };
+            let now_ns = clock.at(cpu::rdtsc());
             fence(Ordering::Acquire);
-            // SAFETY: as above.
-            let after = unsafe { self.page.read_volatile() };
-            if before.version == after.version && before.version & 1 == 0 {
-                if after.flags & STOPPED != 0 {
+            if self.version() == before && before & 1 == 0 {
+                if clock.flags & STOPPED != 0 {
                     self.stops += 1;
                     // SAFETY: the flag is the guest's to take back.
-                    unsafe { (&raw mut (*self.page).flags).write_volatile(after.flags & !STOPPED) };
+                    unsafe { (&raw mut (*self.page).flags).write_volatile(clock.flags & !STOPPED) };
                 }
                 return now_ns;
             }
         }
+    }
+
+    /// Changes with each of KVM's writes; it must be read before all else, and behind it.
+    fn version(&self) -> u32 {
+        // SAFETY: as in `read`.
+        unsafe { (&raw const (*self.page).version).read_volatile() }
     }
 
     /// Compares it with what was read before.

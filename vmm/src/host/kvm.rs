@@ -12,6 +12,8 @@ use kvm_ioctls::Kvm;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::kvm::permit_large_registers;
+
 /// The one version of KVM's interface there has been since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 /// `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE`.
@@ -48,7 +50,7 @@ pub enum KvmError {
     },
 }
 
-/// Opens `/dev/kvm` and checks the version of its interface.
+/// Opens `/dev/kvm`, checks the version of its interface, and asks for the large registers that guests can have.
 ///
 /// # Errors
 /// A [`KvmError`] with the remedy.
@@ -59,7 +61,10 @@ pub fn open_kvm() -> Result<Kvm, KvmError> {
         errno => KvmError::Open { source: io::Error::from_raw_os_error(errno) },
     })?;
     match kvm.get_api_version() {
-        API_VERSION => Ok(kvm),
+        API_VERSION => {
+            permit_large_registers(&kvm);
+            Ok(kvm)
+        }
         found => Err(KvmError::Version { found }),
     }
 }

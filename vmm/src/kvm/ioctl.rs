@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1,
-    kvm_device_attr, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_sregs2, kvm_xsave,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_nested_state, kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
@@ -22,6 +23,8 @@ ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
+ioctl_iow_nr!(KVM_SET_NESTED_STATE, KVMIO, 0xbf, kvm_nested_state);
 ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xe3, kvm_device_attr);
 
 /// # Safety
@@ -88,6 +91,41 @@ pub fn set_xsave(vcpu: &VcpuFd, area: &mut [u64], size_bytes: usize) -> io::Resu
     }
     // SAFETY: KVM reads `size_bytes` bytes, which `area` holds.
     unsafe { ioctl(vcpu.as_raw_fd(), KVM_SET_XSAVE(), area.as_mut_ptr()) }
+}
+
+/// Bytes that `area` says it has, in the member `size` of kvm_nested_state.
+fn nested_bytes(area: &[u64]) -> usize {
+    area.first().map_or(0, |first| usize::try_from(first >> 32).unwrap_or(usize::MAX))
+}
+
+/// KVM_GET_NESTED_STATE into `area`, whose member `size` says how long it is (api.rst 4.114).
+pub fn get_nested_state(vcpu: &VcpuFd, area: &mut [u64]) -> io::Result<()> {
+    if size_of_val(area) < nested_bytes(area).max(size_of::<kvm_nested_state>()) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: KVM writes no more than `size` bytes, which `area` has, checked above.
+    unsafe { ioctl(vcpu.as_raw_fd(), KVM_GET_NESTED_STATE(), area.as_mut_ptr()) }
+}
+
+/// KVM_SET_NESTED_STATE from `area`, whose member `size` says how long it is (api.rst 4.115).
+pub fn set_nested_state(vcpu: &VcpuFd, area: &mut [u64]) -> io::Result<()> {
+    if size_of_val(area) < nested_bytes(area).max(size_of::<kvm_nested_state>()) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: KVM reads `size` bytes, which `area` has, checked above.
+    unsafe { ioctl(vcpu.as_raw_fd(), KVM_SET_NESTED_STATE(), area.as_mut_ptr()) }
+}
+
+/// Has KVM tell a pending exception's payload and a pending triple fault in the vCPUs' events, where it can
+/// (api.rst 4.31, KVM_CAP_EXCEPTION_PAYLOAD and KVM_CAP_X86_TRIPLE_FAULT_EVENT). Before any vCPU.
+pub fn carry_pending_events(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+        if vm.check_extension_raw(u64::from(cap)) > 0 {
+            let on = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };
+            vm.enable_cap(&on)?;
+        }
+    }
+    Ok(())
 }
 
 fn tsc_offset_attribute(value: *mut u64) -> kvm_device_attr {

@@ -4,6 +4,7 @@ mod cpuid;
 mod fault;
 mod feature;
 mod msr;
+mod nested;
 mod offer;
 mod profile;
 mod registers;
@@ -16,6 +17,7 @@ pub use fault::VcpuFault;
 pub use feature::{Feature, FeatureSet, MSR_ARCH_CAPABILITIES, Place};
 pub use msr::{MSR_TSC, MSR_TSC_DEADLINE, MsrV1, indices as msr_indices};
 pub use offer::{Offer, forced, vendor};
+pub use nested::NestedV1;
 pub use profile::{
     AddressBits, Baseline, BaselineError, FILE_LIMIT_BYTES as PROFILE_LIMIT_BYTES, Fault as ProfileFault,
     HostNote, Profile, ProfileError,
@@ -95,6 +97,25 @@ pub enum VcpuError {
         /// KVM's reason.
         #[source]
         source: kvm_ioctls::Error,
+    },
+    /// The guest's TSC would go back.
+    #[error(
+        "the guest's TSC was at {saved} and would be at {here}: this host's KVM does not let a guest's TSC differ \
+         from its own (kvm_pvm); use a host whose TSC is further on, or with VMX or SVM"
+    )]
+    TscBack {
+        /// When it was saved.
+        saved: u64,
+        /// What this host gives.
+        here: u64,
+    },
+    /// A shadow stack that this host can't give.
+    #[error(
+        "the guest uses a shadow stack (SSP {ssp:#x}), and this host's KVM can't set one: use Linux 6.18 or later"
+    )]
+    ShadowStack {
+        /// Its pointer.
+        ssp: u64,
     },
     /// CPUID has more entries than KVM takes.
     #[error("{count} CPUID entries are more than KVM takes")]

@@ -8,6 +8,7 @@ use tern_migration::GuestRam;
 
 use super::cpuid::{for_vcpu, to_kvm};
 use crate::boot::{self, Entry};
+use crate::kvm;
 
 use super::{CpuidV1, MSR_ARCH_CAPABILITIES, MsrV1, StateAccess, Template, VcpuError, VcpuFault, VcpuV1};
 use super::{fault, msr};
@@ -135,6 +136,11 @@ impl Vcpu {
     /// Frequency of the TSC that the guest sees.
     pub fn tsc_khz(&self) -> Result<u32, VcpuError> {
         self.fd.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))
+    }
+
+    /// Guest TSC minus the host's, where the host can say.
+    pub fn tsc_offset(&self) -> Option<u64> {
+        kvm::get_tsc_offset(&self.fd).ok()
     }
 
     /// What the destination must be able to give.

@@ -3,13 +3,21 @@
 //! Save: MP_STATE first (reading it can run pending APIC events), VCPU_EVENTS last. Restore: CPUID (the
 //! caller's), TSC_KHZ, MP_STATE, REGS, SREGS, XSAVE, XCRS, DEBUGREGS, LAPIC (after SREGS, which has the APIC
 //! base; before the MSRs, or a TSC deadline is dropped because the LVT's mode differs), TSC offset, MSRs
-//! with the deadline last, VCPU_EVENTS (SET_REGS clears pending exceptions).
+//! with the deadline last, shadow-stack pointer (after CR4 and the CET registers), nested state (needs EFER,
+//! CR4 and the feature-control register), VCPU_EVENTS (SET_REGS clears pending exceptions).
+//!
+//! Components of XSAVE that belong to the supervisor (IA32_XSS) are not in KVM's XSAVE area: their registers,
+//! such as those of CET, are in the list of MSRs, as IA32_XSS is.
 
-use kvm_bindings::{KVM_CAP_SREGS2, KVM_CAP_XSAVE2, kvm_lapic_state, kvm_mp_state, kvm_sregs, kvm_sregs2};
+use kvm_bindings::{
+    KVM_CAP_NESTED_STATE, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_REG_GUEST_SSP, kvm_x86_reg_kvm,
+};
+use kvm_bindings::{kvm_lapic_state, kvm_mp_state, kvm_sregs, kvm_sregs2};
 use kvm_ioctls::{VcpuFd, VmFd};
 use tern_schema::record;
 
 use super::msr::{self, MSR_TSC, MSR_TSC_DEADLINE, MsrV1};
+use super::nested::{self, NestedV1};
 use super::registers::{DebugRegsV1, EventsV1, RegsV1, SregsV1, XcrV1, xcrs_from, xcrs_to};
 use super::{CpuidV1, VcpuError};
 use crate::kvm;
@@ -44,6 +52,10 @@ record! {
         [11] events: EventsV1,
         /// CPUID as this vCPU shows it.
         [12] cpuid: Vec<CpuidV1>,
+        /// State of guests inside the guest, where there are any.
+        [13] nested: Option<NestedV1>,
+        /// Shadow-stack pointer, where it isn't zero.
+        [14] guest_ssp: Option<u64>,
     }
 }
 
@@ -56,6 +68,9 @@ pub struct StateAccess {
     host_tsc_khz: u32,
     xsave_bytes: usize,
     xsave: Vec<u64>,
+    /// Bytes of the largest nested state, where KVM has it.
+    nested_bytes: Option<usize>,
+    guest_ssp: bool,
     msrs: Vec<u32>,
 }
 
@@ -70,13 +85,16 @@ impl StateAccess {
             host_tsc_khz: vcpu.get_tsc_khz().map_err(VcpuError::kvm("GET_TSC_KHZ"))?,
             xsave_bytes,
             xsave: vec![0; xsave_bytes.div_ceil(8)],
+            nested_bytes: nested::buffer_bytes(vm.check_extension_raw(u64::from(KVM_CAP_NESTED_STATE))),
+            guest_ssp: get_ssp(vcpu).is_some(),
             msrs: msr::readable(vcpu, msr_candidates)?,
         })
     }
 
-    /// Finds out again which MSRs there are, after another CPUID was set.
+    /// Finds out again which registers there are, after another CPUID was set.
     pub(super) fn find_msrs(&mut self, vcpu: &VcpuFd, candidates: &[u32]) -> Result<(), VcpuError> {
         self.msrs = msr::readable(vcpu, candidates)?;
+        self.guest_ssp = get_ssp(vcpu).is_some();
         Ok(())
     }
 
@@ -106,6 +124,8 @@ impl StateAccess {
             None
         };
         let msrs = msr::save(vcpu, &self.msrs)?;
+        let guest_ssp = if self.guest_ssp { get_ssp(vcpu).filter(|ssp| *ssp != 0) } else { None };
+        let nested = self.nested(vcpu)?;
         let events = vcpu.get_vcpu_events().map_err(VcpuError::kvm("GET_VCPU_EVENTS"))?;
         Ok(VcpuV1 {
             mp_state,
@@ -120,7 +140,16 @@ impl StateAccess {
             msrs,
             events: (&events).into(),
             cpuid: cpuid.to_vec(),
+            nested,
+            guest_ssp,
         })
+    }
+
+    fn nested(&self, vcpu: &VcpuFd) -> Result<Option<NestedV1>, VcpuError> {
+        let Some(bytes) = self.nested_bytes else { return Ok(None) };
+        let mut area = nested::empty(bytes);
+        kvm::get_nested_state(vcpu, &mut area).map_err(VcpuError::io("GET_NESTED_STATE"))?;
+        Ok(NestedV1::from_kvm(&area))
     }
 
     fn sregs(&self, vcpu: &VcpuFd) -> Result<SregsV1, VcpuError> {
@@ -151,7 +180,7 @@ impl StateAccess {
         if saved.sregs.pdptrs.as_ref().is_some_and(|words| words.len() != 4) {
             return length("sregs.pdptrs", saved.sregs.pdptrs.as_ref().map_or(0, Vec::len), 4);
         }
-        Ok(())
+        saved.nested.as_ref().map_or(Ok(()), |nested| nested.to_kvm(self.nested_bytes).map(drop))
     }
 
     /// Writes everything, in the order that this file's head explains. `tsc_offset` is what the TSC offset
@@ -175,6 +204,8 @@ impl StateAccess {
             msrs,
             events,
             cpuid: _,
+            nested,
+            guest_ssp,
         } = saved;
         set_tsc_khz(vcpu, *tsc_khz)?;
         let mp_state = kvm_mp_state { mp_state: *mp_state };
@@ -191,6 +222,11 @@ impl StateAccess {
         // An offset is counted from the host's TSC as scaled, which the other host's says nothing of.
         let tsc_offset = tsc_offset.filter(|_| !is_scaled(self.host_tsc_khz, *tsc_khz));
         self.set_time_and_msrs(vcpu, msrs, tsc_offset)?;
+        self.set_ssp(vcpu, *guest_ssp)?;
+        if let Some(nested) = nested {
+            let mut area = nested.to_kvm(self.nested_bytes)?;
+            kvm::set_nested_state(vcpu, &mut area).map_err(VcpuError::io("SET_NESTED_STATE"))?;
+        }
         vcpu.set_vcpu_events(&events.into()).map_err(VcpuError::kvm("SET_VCPU_EVENTS"))
     }
 
@@ -211,11 +247,24 @@ impl StateAccess {
         kvm::set_xsave(vcpu, &mut self.xsave, self.xsave_bytes).map_err(VcpuError::io("SET_XSAVE"))
     }
 
+    fn set_ssp(&self, vcpu: &VcpuFd, saved: Option<u64>) -> Result<(), VcpuError> {
+        match saved {
+            None if !self.guest_ssp => Ok(()),
+            Some(ssp) if !self.guest_ssp => Err(VcpuError::ShadowStack { ssp }),
+            ssp => {
+                let bytes = ssp.unwrap_or(0).to_le_bytes();
+                let written = vcpu.set_one_reg(SSP_ID, &bytes);
+                written.map(drop).map_err(VcpuError::kvm("SET_ONE_REG (GUEST_SSP)"))
+            }
+        }
+    }
+
     fn set_time_and_msrs(&self, vcpu: &VcpuFd, msrs: &[MsrV1], offset: Option<u64>) -> Result<(), VcpuError> {
         let offset = offset.filter(|_| self.tsc_offset);
         if let Some(offset) = offset {
             kvm::set_tsc_offset(vcpu, offset).map_err(VcpuError::io("SET_DEVICE_ATTR (TSC offset)"))?;
         }
+        let before = msrs.iter().find(|msr| msr.index == MSR_TSC).map_or(0, |msr| msr.value);
         let (mut tsc, mut deadline, mut others) = (Vec::new(), Vec::new(), Vec::with_capacity(msrs.len()));
         for msr in msrs {
             match msr.index {
@@ -225,11 +274,25 @@ impl StateAccess {
                 _ => others.push(msr.clone()),
             }
         }
-        for list in [others, tsc, deadline] {
-            msr::restore(vcpu, &list)?;
+        msr::restore(vcpu, &others)?;
+        msr::restore(vcpu, &tsc)?;
+        // Some KVMs take an offset or a value, and go on with the host's TSC (kvm_pvm, Linux 6.18).
+        let now = msr::read(vcpu, MSR_TSC)?.unwrap_or(before);
+        if now < before {
+            return Err(VcpuError::TscBack { saved: before, here: now });
         }
-        Ok(())
+        msr::restore(vcpu, &deadline)
     }
+}
+
+/// KVM_REG_GUEST_SSP as KVM_GET_ONE_REG names it (api.rst 4.68, Linux 6.18).
+const SSP_ID: u64 = kvm_x86_reg_kvm(KVM_REG_GUEST_SSP);
+
+/// The shadow-stack pointer; `None` where the vCPU or its KVM has none.
+fn get_ssp(vcpu: &VcpuFd) -> Option<u64> {
+    let mut bytes = [0; 8];
+    vcpu.get_one_reg(SSP_ID, &mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes))
 }
 
 /// Tolerance of the TSC frequency between hosts without scaling, in parts per million, as KVM has it.

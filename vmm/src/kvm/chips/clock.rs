@@ -1,6 +1,8 @@
 //! The VM's clock: what kvm-clock counts from.
 
-use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, kvm_clock_data};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kvm_bindings::{KVM_CAP_ADJUST_CLOCK, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::VmFd;
 use tern_schema::record;
 
@@ -25,9 +27,11 @@ const STOPPED_MAX_NS: u64 = 600 * 1_000_000_000;
 impl ClockV1 {
     /// Reads the clock.
     pub fn save(vm: &VmFd) -> Result<Self, ChipError> {
+        // Before KVM's own: if it is the one that counts, the clock moves on a little too far, never back.
+        let now_ns = realtime_ns();
         let data = vm.get_clock().map_err(kvm("GET_CLOCK"))?;
         let flagged = |flag: u32, value: u64| (data.flags & flag != 0).then_some(value);
-        let host_realtime_ns = flagged(KVM_CLOCK_REALTIME, data.realtime);
+        let host_realtime_ns = flagged(KVM_CLOCK_REALTIME, data.realtime).or(Some(now_ns));
         Ok(Self {
             guest_ns: data.clock,
             host_realtime_ns,
@@ -35,16 +39,27 @@ impl ClockV1 {
         })
     }
 
+    /// What KVM_SET_CLOCK is told. Where KVM can't move the clock on by itself (before Linux 5.16, which also
+    /// refuses the flag), it is moved on here.
+    fn told(&self, host_now_ns: u64, kvm_moves_on: bool) -> kvm_clock_data {
+        let mut data = kvm_clock_data { clock: self.guest_ns, ..Default::default() };
+        let Some(then_ns) = self.host_realtime_ns else { return data };
+        let stopped_ns = host_now_ns.checked_sub(then_ns).filter(|stopped| *stopped <= STOPPED_MAX_NS);
+        match stopped_ns {
+            Some(_) if kvm_moves_on => (data.flags, data.realtime) = (KVM_CLOCK_REALTIME, then_ns),
+            Some(stopped_ns) => data.clock = data.clock.saturating_add(stopped_ns),
+            None => {}
+        }
+        data
+    }
+
     /// Writes the clock, moved on by the time that has passed since it was saved, if both hosts' clocks say
     /// how long that was and it is plausible (`host_now_ns` is this host's CLOCK_REALTIME). Returns what the
     /// clock is now.
     pub fn restore(&self, vm: &VmFd, host_now_ns: u64) -> Result<Self, ChipError> {
-        let mut data = kvm_clock_data { clock: self.guest_ns, ..Default::default() };
-        if let Some(then_ns) = self.host_realtime_ns
-            && host_now_ns.checked_sub(then_ns).is_some_and(|stopped| stopped <= STOPPED_MAX_NS)
-        {
-            (data.flags, data.realtime) = (KVM_CLOCK_REALTIME, then_ns);
-        }
+        let flags = vm.check_extension_raw(u64::from(KVM_CAP_ADJUST_CLOCK));
+        let kvm_moves_on = u32::try_from(flags).is_ok_and(|flags| flags & KVM_CLOCK_REALTIME != 0);
+        let data = self.told(host_now_ns, kvm_moves_on);
         vm.set_clock(&data).map_err(kvm("SET_CLOCK"))?;
         Self::save(vm)
     }
@@ -61,6 +76,12 @@ impl ClockV1 {
     }
 }
 
+/// The host's CLOCK_REALTIME.
+fn realtime_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +96,27 @@ mod tests {
         let (source, here) = (clock(1_000_000_000, 1000), clock(1_005_000_000, 7_000_000));
         let offset = source.moved_tsc_offset(&here, 50, 2_000_000).unwrap();
         assert_eq!(7_000_000u64.wrapping_add(offset), 1050 + 10_000_000);
+    }
+
+    #[test]
+    fn a_clock_is_moved_on_by_whoever_can() {
+        let saved = ClockV1 { host_realtime_ns: Some(1000), ..clock(50, 0) };
+        let by_kvm = saved.told(1700, true);
+        assert_eq!((by_kvm.clock, by_kvm.flags, by_kvm.realtime), (50, KVM_CLOCK_REALTIME, 1000));
+        let by_us = saved.told(1700, false);
+        assert_eq!((by_us.clock, by_us.flags, by_us.realtime), (750, 0, 0));
+    }
+
+    #[test]
+    fn a_clock_stands_where_the_hosts_clocks_contradict_or_too_much_time_has_passed() {
+        let saved = ClockV1 { host_realtime_ns: Some(1000), ..clock(50, 0) };
+        for now_ns in [999, 1001 + STOPPED_MAX_NS] {
+            for kvm_moves_on in [false, true] {
+                let told = saved.told(now_ns, kvm_moves_on);
+                assert_eq!((told.clock, told.flags), (50, 0));
+            }
+        }
+        assert_eq!(clock(50, 0).told(9, true).flags, 0);
     }
 
     #[test]
