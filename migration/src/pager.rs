@@ -101,11 +101,11 @@ pub enum PagerError {
         source: io::Error,
     },
     /// A page can't be had: the guest can't go on.
-    #[error("page {page} of memory region {region} can't be had")]
+    #[error("nothing was placed from page {page} of memory region {region} on")]
     Page {
         /// Region's number.
         region: usize,
-        /// Page's number in it.
+        /// Page's number in it; if it was brought ahead, the first of a batch.
         page: u64,
         /// The source's reason.
         #[source]

@@ -108,6 +108,11 @@ fn map_region(
             let offset = *offsets.get(index).ok_or(MemoryError::NoRegion { region: index })?;
             let refused = |source| MemoryError::MapFile { bytes, offset, source };
             let file = file.try_clone().map_err(|error| refused(MmapRegionError::Mmap(error)))?;
+            // Nobody else compares them, and a page behind the end would be a SIGBUS.
+            let there = file.metadata().map_err(|error| refused(MmapRegionError::Mmap(error)))?.len();
+            if offset.saturating_add(bytes as u64) > there {
+                return Err(refused(MmapRegionError::MappingPastEof));
+            }
             let plain = plain.with_mmap_flags(private).with_file_offset(FileOffset::new(file, offset));
             plain.build().map_err(refused)
         }
@@ -289,17 +294,26 @@ pub fn resident(
         return residency.of(base, pages, out);
     }
     if elsewhere != [pages.clone()] {
-        residency.of(base, pages, &mut elsewhere)?;
+        let mut here = Vec::new();
+        residency.of(base, pages, &mut here)?;
+        elsewhere.append(&mut here);
         elsewhere.sort_unstable_by_key(|run| run.start);
     }
-    elsewhere.into_iter().for_each(|run| push(run, out));
+    // Runs of both kinds may overlap.
+    let mut all: Vec<Range<u64>> = Vec::with_capacity(elsewhere.len());
+    for run in elsewhere {
+        match all.last_mut() {
+            Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
+            _ => all.push(run),
+        }
+    }
+    out.append(&mut all);
     Ok(())
 }
 
-/// Appends a run that begins no earlier than those before it.
 fn push(run: Range<u64>, out: &mut Vec<Range<u64>>) {
     match out.last_mut() {
-        Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
+        Some(last) if last.end == run.start => last.end = run.end,
         _ => out.push(run),
     }
 }
@@ -311,7 +325,7 @@ mod tests {
     use super::*;
     use vm_memory::{Bytes, GuestAddress};
 
-    fn resident(scan: bool) -> Vec<Range<u64>> {
+    fn found_by(scan: bool) -> Vec<Range<u64>> {
         let ram = map(16 << 20, &Backing::Anonymous).unwrap();
         for page in [3, 4, 5, 700, 4095] {
             ram.write_obj(1u8, GuestAddress(page * PAGE_BYTES)).unwrap();
@@ -327,7 +341,7 @@ mod tests {
     #[test]
     fn written_pages_exist() {
         for scan in [true, false] {
-            let runs = resident(scan);
+            let runs = found_by(scan);
             let has = |page: u64| runs.iter().any(|run| run.contains(&page));
             assert!([3, 4, 5, 700, 4095].into_iter().all(has), "{runs:?}");
         }

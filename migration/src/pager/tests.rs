@@ -211,7 +211,7 @@ fn a_bad_page_is_told_and_its_waiter_never_sees_anything() {
             seen.store(true, Ordering::SeqCst);
         });
         let Ending::Failed(error) = end.recv().unwrap() else { panic!("it can't be complete") };
-        assert_eq!(error.to_string(), "page 5 of memory region 0 can't be had");
+        assert_eq!(error.to_string(), "nothing was placed from page 5 of memory region 0 on");
         assert!(error.source().unwrap().to_string().contains("hash 0x1, computed 0x2"));
         // Others are still served.
         assert_eq!(read(&ram, 0, 6), [word(0, 6); 2]);
