@@ -28,7 +28,7 @@ pub mod tern;
 
 pub use agent::Agent;
 pub use host::{kvm_or_skip, root_or_skip};
-pub use migrate::{Moved, migrate};
+pub use migrate::{Moved, migrate, save};
 pub use namespace::Namespace;
 pub use proxy::{Direction, Fault, Frame, Place, Proxy};
 pub use pulse::PulseLog;

@@ -1,5 +1,7 @@
 //! Moves a guest from one process to another.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::tern::Tern;
@@ -31,6 +33,16 @@ impl Moved {
 /// The migration does not complete.
 pub fn migrate(source: &Tern, destination: &Tern) -> Moved {
     migrate_to(source, destination, &destination.uri(), json!({}))
+}
+
+/// Saves the guest into a file; it stays where it is, stopped.
+///
+/// # Panics
+/// The save does not complete.
+pub fn save(source: &Tern, file: &Path) -> Value {
+    let mut here = source.qmp();
+    here.execute("migrate", json!({ "uri": format!("file:{}", file.display()) }));
+    here.wait_migrate(&["completed"])
 }
 
 /// Moves the guest by way of `uri` (a proxy's, or the destination's own) with these parameters.

@@ -1,9 +1,9 @@
-//! How a `tern run` process is started.
+//! How a `tern run` or `tern restore` process is started.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::json;
@@ -47,6 +47,7 @@ pub struct TernBuilder {
     cpus: u32,
     serial: SerialKind,
     incoming: Option<Incoming>,
+    file: Option<PathBuf>,
     flags: Vec<OsString>,
     namespace: Option<String>,
 }
@@ -67,6 +68,7 @@ impl TernBuilder {
             cpus: 1,
             serial: SerialKind::File,
             incoming: None,
+            file: None,
             flags,
             namespace: None,
         }
@@ -150,10 +152,22 @@ impl TernBuilder {
         self
     }
 
+    /// `tern restore FILE`: the machine is the file's, whatever else was said of it.
+    pub fn restore(file: &Path) -> Self {
+        Self { file: Some(file.to_owned()), ..Self::new() }
+    }
+
     /// Starts a machine and, of the same flags, a destination for its guest.
     pub fn start_pair(self, how: Incoming) -> (Tern, Tern) {
         let destination = self.clone().incoming(how).start();
         (self.start(), destination)
+    }
+
+    /// Starts a process that is to end by itself, and waits until it does.
+    pub fn start_to_end(self) -> Tern {
+        let mut tern = self.spawn(folder());
+        tern.wait_end();
+        tern
     }
 
     /// Starts the process, and waits until it answers at its control socket.
@@ -161,9 +175,7 @@ impl TernBuilder {
     /// # Panics
     /// It ends before that; what it said is shown.
     pub fn start(self) -> Tern {
-        let folder = tempfile::Builder::new().prefix("tern-test").tempdir();
-        let folder = folder.unwrap_or_else(|error| panic!("a temporary folder: {error}"));
-        let mut tern = self.spawn(folder);
+        let mut tern = self.spawn(folder());
         let control = tern.control();
         let mut qmp = wait_for(&format!("a control socket at {}", control.display()), || {
             assert!(!tern.has_ended(), "tern ended instead of starting: {:?}\n{}", tern.exit, tern.stderr());
@@ -211,10 +223,13 @@ impl TernBuilder {
             SerialKind::Unix => path("unix:", SERIAL),
             SerialKind::Null => "null".to_owned(),
         };
-        let (memory, cpus) = (self.memory.clone(), self.cpus.to_string());
-        let control = path("", CONTROL);
-        let words = ["run", "--memory", &memory, "--cpus", &cpus, "--serial", &serial, "--control", &control];
-        let mut all: Vec<OsString> = words.map(OsString::from).to_vec();
+        let mut all: Vec<OsString> = match &self.file {
+            None => {
+                ["run", "--memory", &self.memory, "--cpus", &self.cpus.to_string()].map(OsString::from).into()
+            }
+            Some(file) => vec!["restore".into(), file.into()],
+        };
+        all.extend(["--serial", &serial, "--control", &path("", CONTROL)].map(OsString::from));
         all.extend(self.boot.iter().cloned());
         if let Some(how) = self.incoming {
             let uri = if how == Incoming::Unix { path("unix:", INCOMING) } else { "defer".to_owned() };
@@ -223,6 +238,11 @@ impl TernBuilder {
         all.extend(self.flags.iter().cloned());
         all
     }
+}
+
+fn folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("tern-test").tempdir();
+    folder.unwrap_or_else(|error| panic!("a temporary folder: {error}"))
 }
 
 /// Another process may take a port between its discovery and its use: then the next one.

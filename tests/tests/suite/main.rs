@@ -12,5 +12,6 @@ mod linux_moves;
 mod migration;
 mod parameters;
 mod phases;
+mod restore;
 mod save;
 mod strangers;
