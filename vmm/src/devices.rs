@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -326,6 +326,12 @@ impl DeviceSet {
     /// cache knows nothing of this host's.
     pub fn sync_disks(&self) -> io::Result<()> {
         self.disks.iter().try_for_each(File::sync_data)
+    }
+
+    /// Can each disk be read now, in the order of the configuration? A share can have gone since it was opened.
+    pub fn disks_readable(&self) -> Vec<io::Result<()>> {
+        let first = |disk: &File| disk.read_at(&mut [0; 512], 0).map(drop);
+        self.disks.iter().map(first).collect()
     }
 
     /// Forgets what this host's page cache holds of the disks: another host has written them since.

@@ -13,7 +13,8 @@ use crate::memory;
 use crate::platform::{self, PlatformV1};
 use crate::run_control::Hold;
 use crate::sections;
-use crate::vm::{Vm, offer, platform as platform_of};
+use crate::vcpu::Offer;
+use crate::vm::{self, Vm, platform as platform_of};
 
 impl Vm {
     fn describe(&self) -> VmFacts {
@@ -125,8 +126,9 @@ impl DestinationVm for Vm {
     fn check(&self, source: &VmFacts) -> Result<Vec<Aspect>, VmError> {
         let theirs: PlatformV1 = decode_record(&source.platform)
             .map_err(|error| VmError::new("the source's description of its host can't be read", error))?;
-        let offer = offer(&self.kvm, &self.config)
-            .map_err(|error| VmError::new("this host's CPU features can't be read", error))?;
+        let unread = "this host's CPU features can't be read";
+        let offer = Offer::of(&self.kvm.kvm, &self.kvm.hidden).map_err(|error| VmError::new(unread, error))?;
+        let allowed = vm::offer(&self.kvm, &self.config).map_err(|error| VmError::new(unread, error))?.features();
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
         let mut here = self.platform.clone();
         for (fact, known) in here.devices.iter_mut().zip(self.core.devices().facts()) {
@@ -136,7 +138,10 @@ impl DestinationVm for Vm {
                 fact.detail.clone_from(&their.detail);
             }
         }
-        Ok(platform::compare(&theirs, &platform::Here { platform: &here, offer: &offer, can_scale }))
+        let mut aspects =
+            platform::compare(&theirs, &platform::Here { platform: &here, offer: &offer, allowed, can_scale });
+        aspects.extend(platform::disks(&self.core.devices().disks_readable()));
+        Ok(aspects)
     }
 
     fn ram(&self) -> &GuestRam {

@@ -2,6 +2,8 @@
 
 mod leaves;
 
+use std::io;
+
 use tern_migration::Aspect;
 use tern_schema::record;
 
@@ -47,6 +49,8 @@ pub struct Here<'a> {
     pub platform: &'a PlatformV1,
     /// What the host can show to guests.
     pub offer: &'a Offer,
+    /// What of it this side takes: its own `--cpu` may leave some out.
+    pub allowed: FeatureSet,
     /// The host can give a guest another TSC frequency than its own.
     pub can_scale: bool,
 }
@@ -74,7 +78,7 @@ fn vendor(source: &PlatformV1, here: &Here<'_>) -> Aspect {
 fn features(source: &PlatformV1, here: &Here<'_>) -> Aspect {
     let (code, name) = ("cpu-features", "CPU features");
     let seen = FeatureSet::seen(&source.cpuid, &source.feature_msrs);
-    let missing = seen.missing_from(&here.offer.features());
+    let missing = seen.missing_from(&here.allowed);
     let count = seen.iter().count();
     let theirs = format!("{count} are seen");
     if missing.is_empty() {
@@ -147,6 +151,21 @@ fn devices(source: &[DeviceFactV1], here: &[DeviceFactV1]) -> Vec<Aspect> {
     list
 }
 
+/// Whether the destination's disks, in the order of its configuration, can be read now.
+pub fn disks(readable: &[io::Result<()>]) -> Vec<Aspect> {
+    let of = |(index, found): (usize, &io::Result<()>)| {
+        let (code, name, source) = ("disk-readable", format!("disk {index}"), "has it");
+        match found {
+            Ok(()) => Aspect::fits(code, &name, source, "reads it"),
+            Err(error) => {
+                let remedy = "look at the file of this --disk on the destination's host";
+                Aspect::differs(code, &name, source, format!("can't read it: {error}"), remedy)
+            }
+        }
+    };
+    readable.iter().enumerate().map(of).collect()
+}
+
 fn device(fact: &DeviceFactV1, source: String, here: String, remedy: &str) -> Aspect {
     Aspect::equal("device", &format!("{}/{}", fact.name, fact.instance), source, here, remedy)
 }
@@ -169,7 +188,8 @@ mod tests {
     fn refused(source: &PlatformV1, here: &PlatformV1, can_scale: bool) -> Vec<Aspect> {
         let cpuid = here.cpuid.clone();
         let offer = Offer { cpuid, msrs: here.feature_msrs.clone(), forced: FeatureSet::default() };
-        let list = compare(source, &Here { platform: here, offer: &offer, can_scale });
+        let allowed = offer.features();
+        let list = compare(source, &Here { platform: here, offer: &offer, allowed, can_scale });
         list.into_iter().filter(|aspect| !aspect.is_ok()).collect()
     }
 
@@ -210,12 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_has_gone_is_told() {
+        let list = disks(&[Ok(()), Err(io::Error::from_raw_os_error(libc::ESTALE))]);
+        assert!(
+            list[0].is_ok()
+                && list[1].text().contains("disk 1: source has it, destination can't read it: Stale")
+        );
+    }
+
+    #[test]
     fn a_register_that_the_destination_lacks_is_told_and_no_obstacle() {
         let (mut guest, host) = (platform(0, vec![]), platform(0, vec![]));
         guest.msrs.push(0x4b56_4d08);
         assert_eq!(refused(&guest, &host, false), []);
         let offer = Offer { cpuid: vec![], msrs: vec![], forced: FeatureSet::default() };
-        let list = compare(&guest, &Here { platform: &host, offer: &offer, can_scale: false });
+        let allowed = FeatureSet::default();
+        let list = compare(&guest, &Here { platform: &host, offer: &offer, allowed, can_scale: false });
         let msrs = list.iter().find(|aspect| aspect.code == "msrs").unwrap();
         assert!(msrs.destination.contains("lacks 0x4b564d08"), "{msrs:?}");
     }

@@ -12,7 +12,7 @@ use tern_migration::config::{CAPABILITIES, PARAMETERS, Parameter, SWITCH};
 
 use super::progress::Progress;
 use super::vm::ControlArgs;
-use super::{Exit, Failure, print, print_json, report};
+use super::{Exit, Failure, check, print, print_json, report};
 use crate::config::{ByteSize, check_uri};
 use crate::control::client::Client;
 
@@ -21,6 +21,7 @@ Examples:
   tern migrate --control /tmp/a.sock unix:/tmp/m.sock
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --max-bandwidth 100M --downtime-limit 50
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --json | jq .downtime.total_us
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --check
   tern migrate --control /tmp/a.sock --resolve run
 
 The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at
@@ -39,6 +40,10 @@ pub struct MigrateArgs {
     uri: Option<String>,
     #[command(flatten)]
     parameters: ParameterArgs,
+    /// Only ask whether the guest fits there, and measure the link: CPU, devices, memory, sections, round trip and
+    /// bandwidth. Touches neither side; exits with 0 if it fits, and with 8 if it doesn't
+    #[arg(long, conflicts_with_all = ["detach", "resolve"])]
+    check: bool,
     /// Start it, and don't wait: `tern status` shows how it goes
     #[arg(long)]
     detach: bool,
@@ -165,10 +170,12 @@ pub(super) fn run(args: &MigrateArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Success);
     }
     let uri = args.uri.as_deref().unwrap_or_default();
-    client.execute(
-        "migrate",
-        json!({ "uri": uri, "parameters": args.parameters.parameters, "capabilities": args.parameters.capabilities }),
-    )?;
+    let ParameterArgs { parameters, capabilities } = &args.parameters;
+    let request = json!({ "uri": uri, "parameters": parameters, "capabilities": capabilities });
+    if args.check {
+        return check::run(&mut client, request, args.json);
+    }
+    client.execute("migrate", request)?;
     if args.detach {
         return Ok(Exit::Success);
     }

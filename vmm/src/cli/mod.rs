@@ -5,6 +5,7 @@
 //! both values, the remedy, and each cause once.
 
 mod advice;
+mod check;
 mod console;
 mod cpu;
 mod exit;

@@ -69,6 +69,16 @@ pub const COMMANDS: &[Command] = &[
         run: migrate,
     },
     Command {
+        name: "migrate-check",
+        help: "Starts to ask a destination whether the guest fits there, touching neither, and returns at once.",
+        arguments: &[URI, CAPABILITIES, PARAMETERS],
+        legal: ALIVE,
+        run: |vm, arguments| {
+            let request = request("migrate-check", arguments)?;
+            done(vm.check(request))
+        },
+    },
+    Command {
         name: "migrate-incoming",
         help: "Says where to listen, in a process started with --incoming defer.",
         arguments: &[URI, PARAMETERS],
@@ -100,7 +110,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "migrate_cancel",
-        help: "Cancels the migration; does nothing where none runs.",
+        help: "Cancels the migration, or the check of a destination; does nothing where none runs.",
         arguments: &[],
         legal: ANY,
         run: |vm, _| done(vm.cancel()),
@@ -146,6 +156,13 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[],
         legal: ANY,
         run: |vm, _| Ok(vm.parameters().capabilities.to_json()),
+    },
+    Command {
+        name: "query-migrate-check",
+        help: "Shows what the last migrate-check has found, or that it runs.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(vm.query_check()),
     },
     Command {
         name: "query-migrate-parameters",
@@ -289,15 +306,21 @@ fn done(result: Result<(), CommandError>) -> Result<Value, CommandError> {
     result.map(|()| json!({}))
 }
 
-fn migrate(vm: &mut dyn Operations, mut arguments: Arguments) -> Result<Value, CommandError> {
+fn migrate(vm: &mut dyn Operations, arguments: Arguments) -> Result<Value, CommandError> {
+    let request = request("migrate", arguments)?;
+    done(vm.migrate(request))
+}
+
+/// What `migrate` and `migrate-check` take.
+fn request(command: &str, mut arguments: Arguments) -> Result<MigrateRequest, CommandError> {
     let mut changes = arguments.object("parameters");
     if let Some(list) = arguments.capabilities("capabilities") {
         changes.insert("capabilities".to_owned(), list);
     }
     // Always from the defaults: nothing that was set for another migration leaks into this one.
     let parameters = Parameters::default().merged(&changes);
-    let parameters = parameters.map_err(|error| CommandError::invalid(format!("`migrate`: {error}")))?;
-    done(vm.migrate(MigrateRequest { uri: arguments.text("uri").to_owned(), parameters }))
+    let parameters = parameters.map_err(|error| CommandError::invalid(format!("`{command}`: {error}")))?;
+    Ok(MigrateRequest { uri: arguments.text("uri").to_owned(), parameters })
 }
 
 fn query_status(vm: &mut dyn Operations, _: Arguments) -> Result<Value, CommandError> {

@@ -34,6 +34,11 @@ pub enum Event {
         /// Such as `active`.
         status: String,
     },
+    /// A check of a destination has ended.
+    MigrationCheck {
+        /// `query-migrate-check`'s `status`: `completed` or `failed`.
+        status: &'static str,
+    },
     /// A new round of pre-copy begins, counted from 1.
     MigrationPass {
         /// Its number.
@@ -50,6 +55,7 @@ impl Event {
             Self::Shutdown { .. } => "SHUTDOWN",
             Self::Powerdown => "POWERDOWN",
             Self::Migration { .. } => "MIGRATION",
+            Self::MigrationCheck { .. } => "MIGRATION_CHECK",
             Self::MigrationPass { .. } => "MIGRATION_PASS",
         }
     }
@@ -63,6 +69,7 @@ impl Event {
             }
             Self::Shutdown { guest, reason } => Some(json!({ "guest": guest, "reason": reason })),
             Self::Migration { status } => Some(json!({ "status": status })),
+            Self::MigrationCheck { status } => Some(json!({ "status": status })),
             Self::MigrationPass { pass } => Some(json!({ "pass": pass })),
         }
     }

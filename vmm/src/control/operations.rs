@@ -154,6 +154,11 @@ pub trait Operations: Send {
     fn powerdown(&mut self) -> Result<(), CommandError>;
     /// Starts a migration in a thread of its own.
     fn migrate(&mut self, request: MigrateRequest) -> Result<(), CommandError>;
+    /// Starts to ask a destination whether the guest fits there, in a thread of its own. The machine posts
+    /// `MIGRATION_CHECK` at the end.
+    fn check(&mut self, request: MigrateRequest) -> Result<(), CommandError>;
+    /// `query-migrate-check`'s whole answer; `{}` if there was no check yet.
+    fn query_check(&self) -> Value;
     /// Starts listening, in a process that was started with `--incoming defer`. An error leaves it ready for
     /// another try. `changes` apply to what `set_parameters` has set before.
     fn migrate_incoming(&mut self, uri: &str, changes: &ParameterValues) -> Result<(), CommandError>;

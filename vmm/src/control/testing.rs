@@ -80,6 +80,14 @@ impl Operations for FakeMachine {
         self.note(format!("migrate {} {limit} ms events {events}", request.uri))
     }
 
+    fn check(&mut self, request: MigrateRequest) -> Result<(), CommandError> {
+        self.note(format!("check {}", request.uri))
+    }
+
+    fn query_check(&self) -> Value {
+        json!({})
+    }
+
     fn migrate_incoming(&mut self, uri: &str, _: &ParameterValues) -> Result<(), CommandError> {
         self.note(format!("incoming {uri}"))
     }

@@ -7,7 +7,7 @@ use tern_migration::channel::{Listener, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
-use tern_migration::{Control, LiveParameters, Observer, Parameters, Side, Status};
+use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Side, Status};
 
 use crate::config::{Incoming, RestoreConfig};
 use crate::control::{CommandError, Event, EventSink, MigrateRequest};
@@ -61,13 +61,18 @@ impl Observer for Teller {
     fn turned_away(&self, text: &str) {
         tracing::warn!("{text}");
     }
+
+    fn asked(&self, differing: &[Aspect]) {
+        let text = differing.iter().map(Aspect::text).collect::<Vec<_>>().join("; ");
+        tracing::info!("a source has asked whether its guest fits: {}", if text.is_empty() { "yes" } else { &text });
+    }
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> CommandError {
     CommandError::failed(error)
 }
 
-fn parse_uri(text: &str) -> Result<Uri, CommandError> {
+pub(super) fn parse_uri(text: &str) -> Result<Uri, CommandError> {
     text.parse().map_err(|error: UriError| CommandError::invalid(error.to_string()))
 }
 

@@ -10,6 +10,7 @@
 //! here races.
 
 mod booting;
+mod checking;
 mod error;
 mod event_loop;
 mod migration;

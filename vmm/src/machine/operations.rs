@@ -14,6 +14,7 @@ use crate::control::{
 };
 use crate::run_control::Hold;
 
+use super::checking::Check;
 use super::{ExitReason, Machine, RunError};
 
 /// The machine, as the control server holds it.
@@ -182,6 +183,14 @@ impl Operations for Handle {
         ))
     }
 
+    fn check(&mut self, request: MigrateRequest) -> Result<(), CommandError> {
+        self.lock().check(&request)
+    }
+
+    fn query_check(&self) -> Value {
+        self.lock().check.as_ref().map_or_else(|| json!({}), Check::to_json)
+    }
+
     fn migrate(&mut self, request: MigrateRequest) -> Result<(), CommandError> {
         self.lock().migrate(&request)
     }
@@ -198,7 +207,9 @@ impl Operations for Handle {
     }
 
     fn cancel(&mut self) -> Result<(), CommandError> {
-        self.lock().cancel()
+        let mut machine = self.lock();
+        machine.check.iter().for_each(Check::cancel);
+        machine.cancel()
     }
 
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {

@@ -16,6 +16,7 @@ use crate::vcpu::VcpuEvent;
 use crate::vm::{Core, Host, Vm};
 
 use super::booting::{self, Plan};
+use super::checking::Check;
 use super::migration::Receiver;
 use super::notice::{Inbox, Notice, Notices};
 use super::opening::Ends;
@@ -43,6 +44,8 @@ pub struct Machine {
     pub(super) thread: Option<JoinHandle<()>>,
     /// The attempt before `attempt`, shown until the next one begins.
     pub(super) former: Option<Arc<Control>>,
+    /// The running check of a destination, or the last one.
+    pub(super) check: Option<Check>,
     /// Where a destination listens.
     pub(super) receiver: Option<Arc<Receiver>>,
     /// For the awaited incoming migration.
@@ -96,6 +99,7 @@ impl Machine {
             attempt: None,
             thread: None,
             former: None,
+            check: None,
             receiver: None,
             awaited: Parameters::default(),
             in_doubt: false,

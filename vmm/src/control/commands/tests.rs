@@ -56,6 +56,20 @@ fn migrate_takes_its_own_parameters() {
 }
 
 #[test]
+fn a_check_takes_what_a_migration_takes() {
+    let mut vm = FakeMachine::default();
+    let arguments = json!({"uri": "unix:m", "parameters": {"max-bandwidth": 1 << 20}});
+    assert_eq!(run_json(&mut vm, "migrate-check", arguments), Ok(json!({})));
+    let error =
+        run_json(&mut vm, "migrate-check", json!({"uri": "unix:m", "parameters": {"speed": 1}})).unwrap_err();
+    assert!(error.desc.contains("`migrate-check`") && error.desc.contains("speed"), "{error}");
+    assert_eq!(run_json(&mut vm, "query-migrate-check", json!({})), Ok(json!({})));
+    vm.state = RunState::InMigrate;
+    assert!(run_json(&mut vm, "migrate-check", json!({"uri": "unix:m"})).is_err());
+    assert_eq!(vm.calls, ["check unix:m"]);
+}
+
+#[test]
 fn bad_parameters_are_refused_before_the_machine_is_asked() {
     let mut vm = FakeMachine::default();
     for extra in [
