@@ -25,8 +25,11 @@
 
 mod acpi_pm;
 mod bus;
+mod chips;
 mod i8042;
 mod irq;
+#[cfg(feature = "next")]
+pub mod next;
 mod path;
 mod port;
 mod rtc;
@@ -36,6 +39,7 @@ mod vmgenid;
 
 pub use acpi_pm::{AcpiPm, AcpiPmV1};
 pub use bus::{BusDevice, EventSource};
+pub use chips::chip_parts;
 pub use i8042::{I8042, I8042V1};
 pub use irq::Interrupt;
 pub use port::{BytePort, PortTarget};

@@ -71,6 +71,11 @@ pub trait Stateful: Send {
     fn check(&self, saved: &Self::Saved) -> Result<(), RestoreError>;
     /// Takes `saved`, after checking it. Interrupts that were under way are raised again.
     fn restore(&mut self, saved: Self::Saved) -> Result<(), RestoreError>;
+    /// Why the machine can't be moved or saved now, if this device has state that no section holds; in words
+    /// that name the device and the remedy.
+    fn blocked(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The last step of a restore; see [`Part::prepare`].
@@ -86,6 +91,8 @@ pub trait Part: Send + Sync {
     /// Parses and checks this part's section. The device changes only when the result is called. An
     /// optional part whose section is absent stays as it is.
     fn prepare(&self, set: &mut StateSet) -> Result<Apply, RestoreError>;
+    /// Why the machine can't be moved or saved now, if this part forbids it.
+    fn blocked(&self) -> Option<String>;
 }
 
 struct Row<S> {
@@ -117,6 +124,10 @@ impl<S: Stateful + 'static> Part for Row<S> {
         lock(&self.device).check(&saved)?;
         let device = Arc::clone(&self.device);
         Ok(Box::new(move || lock(&device).restore(saved)))
+    }
+
+    fn blocked(&self) -> Option<String> {
+        lock(&self.device).blocked()
     }
 }
 

@@ -5,7 +5,11 @@
 
 use std::fmt::Debug;
 
-use tern_devices::{AcpiPmV1, BlkV1, ConsoleV1, I8042V1, NetV1, RngV1, RtcV1, SerialV1, VmGenIdV1};
+#[cfg(feature = "next")]
+use tern_devices::next::{AcpiPmV1, I8042V1, RtcV2 as RtcNewest, UptimeV1};
+#[cfg(not(feature = "next"))]
+use tern_devices::{AcpiPmV1, I8042V1, RtcV1 as RtcNewest};
+use tern_devices::{BlkV1, ConsoleV1, NetV1, RngV1, SerialV1, VmGenIdV1};
 use tern_migration::VmFacts;
 use tern_schema::{FieldInfo, Record, Rewrite, Section, SectionVersion, Walked, walk};
 
@@ -57,8 +61,10 @@ pub fn sections() -> Vec<CatalogSection> {
         section::<IoapicV1>(All),
         section::<SerialV1>(All),
         section::<I8042V1>(All),
-        section::<RtcV1>(All),
+        section::<RtcNewest>(All),
         section::<AcpiPmV1>(All),
+        #[cfg(feature = "next")]
+        section::<UptimeV1>(All),
         section::<VmGenIdV1>(All),
         section::<BlkV1>(Configured),
         section::<NetV1>(Configured),

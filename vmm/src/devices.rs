@@ -13,7 +13,7 @@ use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
     AcpiPm, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
     MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, VmGenId,
-    open_tap, part,
+    chip_parts, open_tap, part,
 };
 use thiserror::Error;
 use uuid::Uuid;
@@ -270,8 +270,8 @@ impl DeviceSet {
         let pm = Arc::new(Mutex::new(AcpiPm::new(sci, share(&plugs.power_off, "acpi-pm")?)));
         let pm_ports = layout::PM1A_EVENT_PORT_COUNT + layout::PM1A_CONTROL_PORT_COUNT;
         bus.add_port(layout::PM1A_EVENT_PORT, pm_ports, pm.clone());
-        let chips = [part(serial.clone(), 0), part(i8042, 0), part(rtc, 0), part(pm.clone(), 0)];
-        let parts = chips.into_iter().chain([part(generation.clone(), 0)]).collect();
+        let mut parts = chip_parts(serial.clone(), i8042, rtc, pm.clone());
+        parts.push(part(generation.clone(), 0));
         let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let set = Self { pm, generation, virtio, nets, disks, sources: vec![serial], parts, facts };
         let mut builder = Builder { vm, ram, set, bus };

@@ -51,6 +51,8 @@ fn tern_1() -> Vec<Pin> {
             ports(layout::PM1A_EVENT_PORT, layout::PM1A_EVENT_PORT_COUNT, Some(layout::SCI_GSI)),
         ),
         ("acpi-pm1a-control", ports(layout::PM1A_CONTROL_PORT, layout::PM1A_CONTROL_PORT_COUNT, None)),
+        ("acpi-gpe0", ports(layout::GPE0_PORT, layout::GPE0_PORT_COUNT, Some(layout::SCI_GSI))),
+        ("vm-generation-id", format!("at {:#x}", layout::VM_GENERATION_ID)),
         (
             "virtio-mmio",
             format!("{:#x} bytes each from {:#x}", layout::VIRTIO_MMIO_BYTES, layout::VIRTIO_MMIO),

@@ -10,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::Tern;
-use crate::binary::tern_binary;
+use crate::binary::{tern_binary, tern_next_binary};
 use crate::limit::wait_for;
 use crate::qmp::Qmp;
 use crate::serial::{Client, Serial};
@@ -50,6 +50,8 @@ pub struct TernBuilder {
     file: Option<PathBuf>,
     flags: Vec<OsString>,
     namespace: Option<String>,
+    log: Option<String>,
+    next: Option<String>,
 }
 
 impl Default for TernBuilder {
@@ -71,6 +73,8 @@ impl TernBuilder {
             file: None,
             flags,
             namespace: None,
+            log: None,
+            next: None,
         }
     }
 
@@ -139,6 +143,19 @@ impl TernBuilder {
         self
     }
 
+    /// What the process writes to its standard error, as `TERN_LOG` takes it.
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = Some(filter.to_owned());
+        self
+    }
+
+    /// The process is `tern-next`, the stand-in for the next version, and its guest uses what `uses` names
+    /// (`devices/src/next.rs`).
+    pub fn next(mut self, uses: &str) -> Self {
+        self.next = Some(uses.to_owned());
+        self
+    }
+
     /// Any other flag or value.
     pub fn flag(mut self, word: impl Into<OsString>) -> Self {
         self.flags.push(word.into());
@@ -193,16 +210,23 @@ impl TernBuilder {
     }
 
     fn spawn(&self, folder: TempDir) -> Tern {
+        let program = if self.next.is_some() { tern_next_binary() } else { tern_binary() };
         let mut command = match &self.namespace {
-            None => Command::new(tern_binary()),
+            None => Command::new(program),
             // It becomes the program that it is told to run: the process is the same.
             Some(name) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(tern_binary());
+                command.args(["netns", "exec", name]).arg(program);
                 command
             }
         };
         command.args(self.arguments(folder.path())).stdin(Stdio::null());
+        if let Some(uses) = &self.next {
+            command.env("TERN_NEXT_USES", uses);
+        }
+        if let Some(filter) = &self.log {
+            command.env("TERN_LOG", filter).env("NO_COLOR", "1");
+        }
         let file = |name| {
             let made = File::create(folder.path().join(name));
             Stdio::from(made.unwrap_or_else(|error| panic!("{name}: {error}")))

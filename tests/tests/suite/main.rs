@@ -11,6 +11,7 @@ mod kernel_files;
 mod linux;
 mod linux_moves;
 mod migration;
+mod next_version;
 mod parameters;
 mod phases;
 mod restore;

@@ -12,6 +12,7 @@ use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Side
 use crate::config::{Incoming, RestoreConfig};
 use crate::control::{CommandError, Event, EventSink, MigrateRequest};
 use crate::run_control::Hold;
+use crate::sections;
 use crate::vm::Vm;
 
 use super::{Machine, RunError};
@@ -96,6 +97,10 @@ impl Machine {
         // What came with this command in one piece may have been a reset: its guest must not be on both sides.
         if self.wants_new() {
             return Err(CommandError::illegal("the machine is about to start anew: try again"));
+        }
+        let blocked = sections::blocked_reasons(self.core.devices().parts());
+        if !blocked.is_empty() {
+            return Err(CommandError::illegal(format!("this machine can't move now: {}", blocked.join("; "))));
         }
         let Some(vm) = self.vm.take() else {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));

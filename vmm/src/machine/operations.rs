@@ -13,6 +13,7 @@ use crate::control::{
     Operations, ParameterValues, Resolution, RunState, SerialFacts,
 };
 use crate::run_control::Hold;
+use crate::sections;
 
 use super::checking::Check;
 use super::{ExitReason, Machine, RunError};
@@ -83,7 +84,15 @@ impl Machine {
         let current = self.attempt.as_ref().map(|attempt| attempt.control.report()).map(begun);
         let shown = current.filter(|report| report.status != Status::None);
         let shown = shown.or_else(|| self.former.as_ref().map(|control| control.report()));
-        shown.map_or_else(|| json!({}), |report| query_migrate(&report))
+        let mut answer = shown.map_or_else(|| json!({}), |report| query_migrate(&report));
+        // QMP's name; there only while something forbids it. Not asked while a migration has the machine, whose
+        // devices may be busy then.
+        let parts = self.vm.as_ref().map(|_| self.core.devices().parts());
+        let blocked = parts.map(sections::blocked_reasons).unwrap_or_default();
+        if let (false, Some(answer)) = (blocked.is_empty(), answer.as_object_mut()) {
+            answer.insert("blocked-reasons".into(), blocked.into());
+        }
+        answer
     }
 
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {
