@@ -97,6 +97,7 @@ fn a_restored_guest_is_saved_and_restored_again() {
     for mode in MODES {
         let guest = first.restore(mode).start();
         let folder = tempfile::tempdir().unwrap();
+        guest.qmp().wait_migrate(&["completed"]);
         // At once: on demand, most of its memory is still in the first file.
         save(&guest, &folder.path().join("guest.snap"));
         let told = first.told.clone() + &guest.serial().text();
