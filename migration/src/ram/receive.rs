@@ -17,6 +17,8 @@ const FRAME: &str = "pages";
 pub(crate) struct PageReceiver<'r> {
     ram: &'r RamView,
     records: Vec<PageRecord>,
+    /// Where the data of the batch goes; only its room lasts.
+    data: Vec<InSpan<'r>>,
     /// If both sides compare.
     pub(crate) proof: Option<MemoryProof>,
 }
@@ -24,7 +26,8 @@ pub(crate) struct PageReceiver<'r> {
 impl<'r> PageReceiver<'r> {
     pub(crate) fn new(ram: &'r RamView, hashes: bool) -> Self {
         let proof = hashes.then(|| MemoryProof::new(ram.region_pages()));
-        Self { ram, records: Vec::with_capacity(super::BATCH_PAGES_MAX), proof }
+        let most = super::BATCH_PAGES_MAX;
+        Self { ram, records: Vec::with_capacity(most), data: Vec::with_capacity(most), proof }
     }
 
     /// Receives the batch whose header and records `wire` has just received.
@@ -35,7 +38,8 @@ impl<'r> PageReceiver<'r> {
     ) -> Result<(Pages, Bytes), MigrationError> {
         self.check(header, wire.payload())?;
         let mut pages = Pages::default();
-        let mut data: Vec<InSpan<'r>> = Vec::with_capacity(self.records.len());
+        let data = &mut self.data;
+        data.clear();
         for record in &self.records {
             let region = usize::from(record.region);
             match record.encoding {
@@ -53,7 +57,7 @@ impl<'r> PageReceiver<'r> {
             }
         }
         data.iter().for_each(|span| self.ram.populate(span));
-        wire.receive_data(&mut data)?;
+        wire.receive_data(data)?;
         if let Some(proof) = &mut self.proof {
             proof.add(self.ram, &self.records)?;
         }
