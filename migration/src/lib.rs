@@ -31,6 +31,7 @@ mod ram;
 pub mod snapshot;
 pub mod source;
 pub mod stats;
+pub mod stream;
 mod vm;
 mod wire;
 

@@ -8,8 +8,10 @@ mod advice;
 mod check;
 mod console;
 mod cpu;
+mod dump;
 mod exit;
 mod image;
+mod inspect;
 mod migrate;
 mod plan;
 mod progress;
@@ -99,6 +101,12 @@ enum Command {
     /// Build and find guest images
     #[command(subcommand, after_help = image::EXAMPLES)]
     Image(image::ImageCommand),
+    /// Show what is in a file made by tern save, or in a recorded migration, whole or damaged
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::InspectArgs),
+    /// Write a guest's memory and registers for a debugger
+    #[command(after_help = dump::EXAMPLES)]
+    Dump(dump::DumpArgs),
     /// Show what this build saves of a guest, and compare builds
     #[command(subcommand, after_help = schema::EXAMPLES)]
     Schema(schema::SchemaCommand),
@@ -180,6 +188,8 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::Cpu(command) => cpu::run(&command),
         Command::Image(command) => image::run(&command),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Dump(args) => dump::run(&args),
         Command::Schema(command) => schema::run(&command),
     }
 }

@@ -9,6 +9,7 @@ use tern_migration::config::Parameter;
 use super::migrate::{self, ParameterArgs};
 use super::vm::{self, ControlArgs};
 use super::{Exit, Failure, print, print_json, report};
+use crate::control::client::Client;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -69,15 +70,21 @@ impl SaveArgs {
         capabilities.push(json!({ "capability": "keep-running", "state": self.then == Then::Run }));
         Ok(json!({ "uri": format!("file:{path}"), "parameters": parameters, "capabilities": capabilities }))
     }
+
+    /// Saves; returns the last answer to query-migrate.
+    fn save(&self, show_progress: bool) -> Result<(Client, Value), Failure> {
+        let request = self.request()?;
+        let mut client = self.control.connect()?;
+        client.execute("migrate", request)?;
+        migrate::listen_for_interrupts()?;
+        let ended = migrate::watch(&mut client, show_progress)?;
+        Ok((client, ended))
+    }
 }
 
 /// Saves, shows how, and does with the guest as told.
 pub(super) fn run(args: &SaveArgs) -> Result<Exit, Failure> {
-    let request = args.request()?;
-    let mut client = args.control.connect()?;
-    client.execute("migrate", request)?;
-    migrate::listen_for_interrupts()?;
-    let ended = migrate::watch(&mut client, !args.json)?;
+    let (mut client, ended) = args.save(!args.json)?;
     let report = &ended["report"];
     for warning in report["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         tracing::warn!("{warning}");
@@ -89,6 +96,14 @@ pub(super) fn run(args: &SaveArgs) -> Result<Exit, Failure> {
     }
     conclude(&ended, &args.file)?;
     if args.then == Then::Quit { vm::quit(&mut client, &args.control) } else { Ok(Exit::Success) }
+}
+
+/// Saves a guest that goes on, without a word but the error.
+pub(super) fn and_go_on(control: &Path, file: &Path) -> Result<(), Failure> {
+    let (control, file) = (ControlArgs { control: control.to_owned() }, file.to_owned());
+    let args = SaveArgs { control, file, then: Then::Run, parameters: ParameterArgs::default(), json: true };
+    let (_, ended) = args.save(true)?;
+    conclude(&ended, &args.file)
 }
 
 /// The one error, if there is no file.

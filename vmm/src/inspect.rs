@@ -1,0 +1,121 @@
+//! What is in a file: a snapshot or a recorded stream of a migration, whole or damaged, as one tree of all its
+//! parts, for people and for programs. Needs neither KVM nor a machine.
+
+mod show;
+mod snapshot;
+mod state;
+mod stream;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+use thiserror::Error;
+
+pub use show::show;
+
+/// A part: a file, a section, a record or a field.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Node {
+    /// Its name, and its position among several.
+    pub name: String,
+    /// What it holds, if that is one value. Bytes are hexadecimal text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
+    /// What the value counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<&'static str>,
+    /// What it means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Its parts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Node>,
+}
+
+impl Node {
+    fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    fn with(name: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self { value: Some(value.into()), ..Self::new(name) }
+    }
+
+    fn counting(self, unit: &'static str) -> Self {
+        Self { unit: Some(unit), ..self }
+    }
+
+    fn broken(name: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { problem: Some(problem.into()), ..Self::new(name) }
+    }
+
+    /// Is there nothing wrong with it or its parts?
+    pub fn is_sound(&self) -> bool {
+        self.problem.is_none() && self.children.iter().all(Self::is_sound)
+    }
+}
+
+/// Why nothing can be said of a file.
+#[derive(Debug, Error)]
+pub enum InspectError {
+    /// It can't be read.
+    #[error("{} can't be read", path.display())]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error(
+        "{} begins with \"{first_bytes}\": this is neither a snapshot (TERNSNAP, made by `tern save`) nor a \
+         recorded stream of a migration (TERN-MIG)",
+        path.display()
+    )]
+    Unknown {
+        /// Its path.
+        path: PathBuf,
+        /// Its first bytes, made harmless.
+        first_bytes: String,
+    },
+    /// A snapshot that can't be opened.
+    #[error(transparent)]
+    Snapshot(#[from] tern_migration::snapshot::SnapshotError),
+}
+
+/// How much to look at.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Only sections of this name.
+    pub section: Option<String>,
+    /// Compare every page with its hash.
+    pub verify: bool,
+}
+
+/// Looks at a file. `progress` is told pages verified and pages in all.
+pub fn inspect(
+    path: &Path,
+    wanted: &Wanted,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Node, InspectError> {
+    let unreadable = |source| InspectError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let mut first = Vec::new();
+    file.by_ref().take(8).read_to_end(&mut first).map_err(unreadable)?;
+    // A file that is cut this short may still be recognised.
+    let is = |magic: [u8; 8]| !first.is_empty() && magic.starts_with(&first);
+    if is(tern_migration::snapshot::MAGIC) {
+        return snapshot::tree(path, wanted, progress);
+    }
+    if is(tern_migration::stream::MAGIC) {
+        return Ok(stream::tree(io::Cursor::new(first).chain(file), wanted));
+    }
+    Err(InspectError::Unknown { path: path.to_owned(), first_bytes: first.escape_ascii().to_string() })
+}
