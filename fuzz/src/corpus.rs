@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 pub const MAX_BYTES: usize = 64 << 10;
 /// The most files of it.
 pub const MAX_FILES: usize = 120;
+/// The most of it that the engine has found.
+const MAX_FOUND_BYTES: usize = 8 << 10;
+const MAX_FOUND_FILES: usize = 24;
 
 /// This crate's folder.
 pub fn folder() -> &'static Path {
@@ -74,13 +77,13 @@ pub fn adopt(target: &str, found: &Path) -> io::Result<()> {
             kept.push(bytes);
         }
     }
-    let (mut files, mut total) = (kept.len(), kept.iter().map(Vec::len).sum::<usize>());
+    let (mut files, mut total) = (0, 0);
     let mut new = read_all(found)?;
     new.sort_by_key(|(path, bytes)| (bytes.len(), path.clone()));
     for (path, bytes) in new {
         total += bytes.len();
         files += 1;
-        if total > MAX_BYTES || files > MAX_FILES {
+        if total > MAX_FOUND_BYTES || files > MAX_FOUND_FILES {
             break;
         }
         if let Some(name) = path.file_name().filter(|_| !kept.contains(&bytes)) {
