@@ -181,7 +181,17 @@ impl Stateful for Serial {
     }
 
     fn check(&self, saved: &SerialV1) -> Result<(), RestoreError> {
-        let SerialV1 { interrupt_enable, interrupt_identification, line_status, received, .. } = saved;
+        let SerialV1 {
+            baud_divisor: _,
+            interrupt_enable,
+            interrupt_identification,
+            line_control: _,
+            line_status,
+            modem_control: _,
+            modem_status: _,
+            scratch: _,
+            received,
+        } = saved;
         let iir = *interrupt_identification;
         let (ready, idle) = (line_status & LINE_DATA_READY, line_status & !LINE_DATA_READY);
         // Data ready and the FIFO agree, or the guest would poll for ever for a byte that doesn't come.
