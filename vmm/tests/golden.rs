@@ -59,11 +59,6 @@ fn bytes(text: &str) -> Vec<u8> {
     pairs.map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-/// Bytes from before a field was added: what they mean is told as it was told then.
-fn is_older(file: &str) -> bool {
-    file.contains("-before-")
-}
-
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }

@@ -147,7 +147,7 @@ impl FeatureSet {
     ///
     /// # Errors
     /// The first name that is none.
-    pub fn of_names<'a>(names: &'a str) -> Result<Self, &'a str> {
+    pub fn of_names(names: &str) -> Result<Self, &str> {
         let mut set = Self::default();
         for name in names.split_whitespace() {
             set.insert(Feature::named(name).ok_or(name)?);

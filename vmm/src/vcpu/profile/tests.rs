@@ -44,7 +44,8 @@ fn fault(change: impl FnOnce(&mut serde_json::Value)) -> String {
 
 #[test]
 fn errors_name_the_place_and_what_is_legal() {
-    let cases: [(fn(&mut serde_json::Value), &[&str]); 15] = [
+    type Case = (fn(&mut serde_json::Value), &'static [&'static str]);
+    let cases: [Case; 15] = [
         (
             |file| file["features"][2] = "sse4.2".into(),
             &["\"sse4.2\"", "near it are sse4_1, sse4_2", "line ", "column"],
