@@ -183,7 +183,8 @@ impl Stateful for NextI8042 {
     }
 
     fn blocked(&self) -> Option<String> {
-        let text = "i8042: the mouse is this host's own, whose state can't be read; take it away from the guest";
+        let text =
+            "i8042: the mouse is this host's own, whose state can't be read; take it away from the guest";
         is_used("host-mouse").then(|| text.to_owned())
     }
 }
