@@ -30,10 +30,13 @@ pub struct Target {
     pub name: String,
     /// What its input is.
     pub what: &'static str,
-    run: Box<dyn Fn(&[u8]) -> Verdict + Send + Sync>,
-    seeds: Box<dyn Fn() -> Vec<Vec<u8>> + Send + Sync>,
+    run: Run,
+    seeds: Seeds,
     allowance: Allowance,
 }
+
+type Run = Box<dyn Fn(&[u8]) -> Verdict + Send + Sync>;
+type Seeds = Box<dyn Fn() -> Vec<Vec<u8>> + Send + Sync>;
 
 /// Most bytes that a run may hold: so many, and so many for each byte of input. Beyond doubt, not tight: code that
 /// allocates by a length that an input merely claims is far above.
