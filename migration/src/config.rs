@@ -95,7 +95,7 @@ pub const PARAMETERS: &[Parameter] = &[
         unit: "threads",
         range: 1..=16,
         zero: None,
-        default: 2,
+        default: 4,
         meaning: "Files: threads that write.",
         files_only: true,
         get: |p| p.file_threads,

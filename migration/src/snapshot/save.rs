@@ -17,7 +17,7 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::ram::{Batch, proof};
 use crate::source::carrier::{Carrier, Proposal, Terms};
-use crate::stats::Report;
+use crate::stats::{Proof, Report};
 use crate::wire::{Commit, RoundEnd};
 
 /// Blocks of a page table that are written at once.
@@ -44,6 +44,9 @@ struct Open {
     state: Vec<u8>,
     running: bool,
     saved_at_unix_ms: u64,
+    /// What hashing had cost when the latest round with the guest running was over.
+    live_hash_us: u64,
+    proof: Proof,
 }
 
 impl<'a> SaveFile<'a> {
@@ -111,15 +114,15 @@ impl<'a> SaveFile<'a> {
     }
 
     /// State, index and, last, the head that makes it a whole file. Returns its length.
-    fn put_end(&mut self, totals: Totals) -> Result<u64, MigrationError> {
-        let Open { workers, description, state, running, saved_at_unix_ms } = self.opened()?;
+    fn put_end(&mut self, totals: Totals, state_hash: u64) -> Result<u64, MigrationError> {
+        let Open { workers, description, state, running, saved_at_unix_ms, .. } = self.opened()?;
         let (state, description) = (state.clone(), *description);
         let state_offset = workers.shared.layout.state_offset;
         let index = encode_record(&Index {
             running: *running,
             saved_at_unix_ms: *saved_at_unix_ms,
             state_bytes: u32::try_from(state.len()).unwrap_or(u32::MAX),
-            state_hash: proof::state_hash(&state),
+            state_hash,
             ram_hash: totals.ram_hash,
             encodings: totals.encodings,
             pages_stored: Some(totals.pages_stored),
@@ -164,8 +167,15 @@ impl Carrier for SaveFile<'_> {
         let workers = Workers::start(medium, layout, ram.clone(), self.threads)
             .map_err(|source| SaveError::Thread { path: self.path.clone(), source })?;
         let description = Extent::of(DESCRIPTION_OFFSET, &bytes);
-        self.open =
-            Some(Open { workers, description, state: Vec::new(), running: false, saved_at_unix_ms: 0 });
+        self.open = Some(Open {
+            workers,
+            description,
+            state: Vec::new(),
+            running: false,
+            saved_at_unix_ms: 0,
+            live_hash_us: 0,
+            proof: Proof::default(),
+        });
         let sized = self.medium()?.set_length(length);
         sized.map_err(|error| self.failed(("sizing", error)))?;
         self.put(&bytes, DESCRIPTION_OFFSET)?;
@@ -183,9 +193,17 @@ impl Carrier for SaveFile<'_> {
         put.map_err(|fault| self.failed(fault))
     }
 
-    fn end_round(&mut self, _: &RoundEnd) -> Result<(), MigrationError> {
+    fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
         let waited = self.opened()?.workers.wait();
         waited.map_err(|fault| self.failed(fault))?;
+        if let Some(open) = &mut self.open {
+            open.proof.hash_us = open.workers.shared.hash_us();
+            if end.last {
+                open.proof.stopped_hash_us = open.proof.hash_us.saturating_sub(open.live_hash_us);
+            } else {
+                open.live_hash_us = open.proof.hash_us;
+            }
+        }
         self.uncancelled()
     }
 
@@ -201,7 +219,11 @@ impl Carrier for SaveFile<'_> {
 
     fn settle(&mut self) -> Result<(), MigrationError> {
         let totals = self.put_tables()?;
-        let file_bytes = self.put_end(totals)?;
+        let state_hash = proof::state_hash(&self.opened()?.state);
+        let file_bytes = self.put_end(totals, state_hash)?;
+        if let Some(open) = &mut self.open {
+            (open.proof.memory, open.proof.state) = (Some(totals.ram_hash), Some(state_hash));
+        }
         self.sync(file_bytes)
     }
 
@@ -212,6 +234,10 @@ impl Carrier for SaveFile<'_> {
         let synced = open.workers.shared.medium.sync_folder();
         synced.map_err(|error| self.failed(("syncing the folder of", error)))?;
         Ok(0)
+    }
+
+    fn proof(&self) -> Option<Proof> {
+        self.open.as_ref().map(|open| open.proof)
     }
 
     fn message_bytes(&self) -> u64 {

@@ -9,8 +9,10 @@
 //! meanwhile. The first error is kept, and no batch after it is written.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use vm_memory::{Bytes, GuestMemoryBackend, MemoryRegionAddress};
 
@@ -34,6 +36,8 @@ pub(super) struct Shared {
     pub(super) layout: Layout,
     pub(super) ledger: Mutex<Ledger>,
     ram: GuestRam,
+    /// What hashing has cost all threads together.
+    hash_ns: AtomicU64,
     queue: Mutex<Queue>,
     /// There is work, or no more will come.
     work: Condvar,
@@ -63,6 +67,11 @@ impl Shared {
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         locked(&self.ledger)
     }
+
+    /// What hashing has cost so far.
+    pub(super) fn hash_us(&self) -> u64 {
+        self.hash_ns.load(Ordering::Relaxed) / 1000
+    }
 }
 
 impl Workers {
@@ -74,7 +83,8 @@ impl Workers {
     ) -> std::io::Result<Self> {
         let ledger = Mutex::new(Ledger::new(&layout));
         let (queue, work, done) = (Mutex::default(), Condvar::new(), Condvar::new());
-        let shared = Arc::new(Shared { medium, layout, ledger, ram, queue, work, done });
+        let hash_ns = AtomicU64::new(0);
+        let shared = Arc::new(Shared { medium, layout, ledger, ram, hash_ns, queue, work, done });
         let mut workers = Self { shared, threads: Vec::new() };
         for number in 0..threads {
             let shared = Arc::clone(&workers.shared);
@@ -213,7 +223,9 @@ fn write(shared: &Shared, first: &PageRecord, pages: usize, buffer: &mut PageBuf
         let hash = super::reader::content_hash(region, page, bytes);
         (page, PageEntry { encoding: Encoding::Raw as u8, data_bytes: PAGE as u16, hash })
     };
+    let started = Instant::now();
     let entries: Vec<_> = (first.page..).zip(bytes.as_chunks::<PAGE>().0).map(hash).collect();
+    shared.hash_ns.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
     shared.medium.write_pages(bytes, place.page_offset(first.page)).map_err(|error| ("writing", error))?;
     let mut ledger = shared.ledger();
     entries.iter().for_each(|(page, entry)| ledger.set(first.region, *page, entry));

@@ -10,7 +10,7 @@ use tern_schema::ChosenVersion;
 
 use crate::error::MigrationError;
 use crate::ram::Batch;
-use crate::stats::Report;
+use crate::stats::{Proof, Report};
 use crate::vm::GuestRam;
 use crate::wire::{Commit, Offer, RoundEnd};
 
@@ -64,6 +64,11 @@ pub(crate) trait Carrier {
     /// The last that can be cancelled, such as waiting for a disk. A kept guest may run already.
     fn settle(&mut self) -> Result<(), MigrationError> {
         Ok(())
+    }
+
+    /// The proof that this end has made, once it is settled; none if the engine makes it.
+    fn proof(&self) -> Option<Proof> {
+        None
     }
 
     /// Makes it final. Returns how long the other end took to start the guest.

@@ -73,6 +73,7 @@ impl<V: SourceVm> Offered<'_, '_, V> {
             attempt.set_status(Status::Active);
         }
         attempt.carrier.settle()?;
+        attempt.report.proof = attempt.carrier.proof().or(attempt.report.proof);
         if !attempt.control.cancel.close() {
             return Err(MigrationError::Cancelled);
         }

@@ -373,6 +373,9 @@ fn the_report_has_the_figures_of_a_link() {
     assert_eq!(report.memory_bytes, 270 * PAGE_BYTES);
     assert!(report.rounds.len() >= 2 && report.pages.raw > 0 && report.bytes.state > 0);
     assert!(report.downtime.unwrap().total_us.is_some());
+    let (proof, index) = (report.proof.unwrap(), SnapshotFile::open(&path).unwrap().index().clone());
+    assert_eq!((proof.memory, proof.state), (Some(index.ram_hash), Some(index.state_hash)));
+    assert!(proof.hash_us > 0 && proof.stopped_hash_us <= proof.hash_us, "{proof:?}");
     // Two blocks of tables, description, index, two heads: what isn't a page or state.
     let file_bytes = fs::metadata(&path).unwrap().len();
     assert!(report.bytes.messages > 2 * 4096 && report.bytes.messages < file_bytes);
