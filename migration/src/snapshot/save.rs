@@ -153,7 +153,10 @@ impl Carrier for SaveFile<'_> {
 
     fn agree(&mut self, proposal: Proposal<'_>, _: &mut Report) -> Result<Terms, MigrationError> {
         let Proposal { offer, configuration, ram } = proposal;
-        let description = Description { facts: offer.facts, configuration, page_bytes: offer.page_bytes };
+        let mut facts = offer.facts;
+        // Nobody can ask a file for an older version: who can't read this one has to see it at once.
+        facts.sections.iter_mut().for_each(|section| section.oldest = None);
+        let description = Description { facts, configuration, page_bytes: offer.page_bytes };
         let format = |source| SaveError::Format { path: self.path.clone(), source };
         let layout = Layout::of(&description.facts.memory).map_err(format)?;
         let bytes = encode_record(&description);
