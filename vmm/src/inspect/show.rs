@@ -32,8 +32,7 @@ fn add(node: &Node, depth: usize, out: &mut String) {
     }
     // What a field means is its name's business; of a section or file it says what it is.
     if let (Some(about), false) = (&node.about, node.children.is_empty() || on_a_line) {
-        let about = about.lines().next().unwrap_or_default();
-        let _ = write!(out, "  ({about})");
+        let _ = write!(out, "  ({})", first_sentence(about));
     }
     if let Some(problem) = &node.problem {
         let _ = write!(out, "  !! {problem}");
@@ -42,6 +41,12 @@ fn add(node: &Node, depth: usize, out: &mut String) {
     if !on_a_line {
         node.children.iter().for_each(|child| add(child, depth + 1, out));
     }
+}
+
+fn first_sentence(about: &str) -> String {
+    let words = about.split_whitespace().collect::<Vec<_>>().join(" ");
+    let end = words.find(". ").unwrap_or(words.len());
+    words.get(..end).unwrap_or_default().trim_end_matches('.').to_owned()
 }
 
 fn fits_a_line(node: &Node) -> bool {
