@@ -1,6 +1,7 @@
 //! The agent's state, and its one loop.
 
 use crate::{
+    button::Button,
     clock::Clock,
     disk,
     net::Echo,
@@ -23,8 +24,9 @@ pub struct Agent {
     pub figures: &'static Figures,
     pub clock: Clock,
     pub pages: Worker,
-    pub disk: Worker,
+    disk: [Worker; disk::LANES],
     pub echo: Option<Echo>,
+    button: Option<Button>,
     /// Prompts are printed, and the console read.
     pub shell: bool,
     heartbeat_ms: u64,
@@ -44,8 +46,9 @@ impl Agent {
             figures: Figures::shared()?,
             clock: Clock::new(gettime),
             pages: Worker::new("pages"),
-            disk: Worker::new("disk"),
+            disk: [const { Worker::new("disk") }; disk::LANES],
             echo: None,
+            button: Button::open(),
             shell: true,
             heartbeat_ms: 0,
             next_beat_ns: 0,
@@ -81,8 +84,10 @@ impl Agent {
     fn turn(&mut self, lines: &mut Lines) {
         let console = if self.shell { 0 } else { -1 };
         let echo = self.echo.as_ref().map_or(-1, |echo| echo.fd);
+        let button = self.button.as_ref().map_or(-1, |button| button.fd);
         // The kernel skips negative descriptors.
-        let mut fds = [self.signals, console, echo].map(|fd| PollFd { fd, events: sys::POLLIN, revents: 0 });
+        let mut fds =
+            [self.signals, console, echo, button].map(|fd| PollFd { fd, events: sys::POLLIN, revents: 0 });
         let ready = sys::poll(&mut fds, Some(sys::Timespec::from_ms(self.sleep_ms())));
         let (now_ns, _) = self.look();
         if matches!(ready, Ok(count) if count > 0) {
@@ -93,6 +98,9 @@ impl Agent {
                 && let Some(echo) = &mut self.echo
             {
                 echo.answer();
+            }
+            if fds[3].revents != 0 {
+                self.read_button();
             }
             if fds[1].revents != 0 {
                 lines.read(self);
@@ -119,6 +127,18 @@ impl Agent {
         self.clock.last_ns()
     }
 
+    fn read_button(&mut self) {
+        match self.button.as_ref().map(Button::read) {
+            Some(Ok(true)) => {
+                self.stop_checks();
+                power::off();
+            }
+            // The device has gone: polling it further would spin.
+            Some(Err(_)) => self.button = None,
+            _ => {}
+        }
+    }
+
     fn take_signal(&mut self) {
         let mut info = [0u8; 128];
         if !matches!(sys::read(self.signals, &mut info), Ok(128)) {
@@ -131,7 +151,7 @@ impl Agent {
         }
         while let Ok(Some((pid, status))) = sys::wait(-1, false) {
             self.pages.ended(pid, status);
-            self.disk.ended(pid, status);
+            self.disk.iter_mut().for_each(|lane| lane.ended(pid, status));
         }
     }
 
@@ -144,7 +164,7 @@ impl Agent {
         let gap_ns = if self.pages.is_running() { pages_gap_ns } else { loop_gap_ns };
         let start = if core::mem::take(&mut self.behind_prompt) { "\n" } else { "" };
         print!(
-            "{start}AGENT beat seq={} mono_us={} boot_us={} gap_us={} pages_written={} pages_verified={} disk_ok={} disk_bad={} echo={}\n",
+            "{start}AGENT beat seq={} mono_us={} boot_us={} gap_us={} pages_written={} pages_verified={} disk_ok={} disk_bad={} disk_depth={} echo={} echo_twice={}\n",
             self.seq,
             monotonic_ns / 1000,
             boot_ns / 1000,
@@ -153,7 +173,9 @@ impl Agent {
             self.figures.pages_verified.load(Relaxed),
             self.figures.disk_ok.load(Relaxed),
             self.figures.disk_bad.load(Relaxed),
+            self.figures.disk_depth.load(Relaxed),
             self.echo.as_ref().map_or(0, |echo| echo.answered),
+            self.echo.as_ref().map_or(0, |echo| echo.twice),
         );
         self.seq += 1;
     }
@@ -177,12 +199,22 @@ impl Agent {
     }
 
     pub fn start_disk(&mut self, path: &[u8]) -> sys::Result<()> {
+        self.stop_disk();
         let figures = self.figures;
-        self.disk.start(|| disk::run(path, figures))
+        for (number, lane) in self.disk.iter_mut().enumerate() {
+            lane.start(|| disk::run(path, number, figures))?;
+        }
+        Ok(())
+    }
+
+    pub fn stop_disk(&mut self) {
+        self.disk.iter_mut().for_each(Worker::stop);
+        // What was stopped in the middle has not counted down.
+        self.figures.disk_now.store(0, Relaxed);
     }
 
     pub fn stop_checks(&mut self) {
         self.pages.stop();
-        self.disk.stop();
+        self.stop_disk();
     }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //! main     sets up, then Agent::run: one poll loop for console, echo, signals and heartbeat
 //! shell    a line of text -> an action of the agent     (the kernel command line too)
+//! button   the power button of a guest with ACPI
 //! pages, disk    checks, each in a process of its own (worker)
 //! clock, vdso    time without system calls
 //! ```
@@ -16,6 +17,7 @@
 #![no_main]
 
 mod agent;
+mod button;
 mod clock;
 mod disk;
 mod entry;

@@ -67,13 +67,46 @@ fn configure(socket: i32, ip: [u8; 4], mask: [u8; 4]) -> sys::Result<()> {
 pub struct Echo {
     pub fd: i32,
     pub answered: u64,
+    /// Numbered datagrams that came a second time.
+    pub twice: u64,
+    seen: Seen,
+}
+
+/// Which numbers have come: the highest, and which of those below it.
+#[derive(Default)]
+pub struct Seen {
+    highest: u64,
+    /// Bit n: `highest - n` has come.
+    window: u64,
+}
+
+impl Seen {
+    /// Takes note of a number. Has it come before? Of one too far below the highest nothing is known.
+    pub fn again(&mut self, number: u64) -> bool {
+        if number > self.highest || self.window == 0 {
+            let ahead = u32::try_from(number - self.highest).unwrap_or(u32::MAX);
+            self.window = self.window.checked_shl(ahead).unwrap_or(0) | 1;
+            self.highest = number;
+            return false;
+        }
+        let bit = u32::try_from(self.highest - number).ok().and_then(|behind| 1u64.checked_shl(behind));
+        let before = bit.is_some_and(|bit| self.window & bit != 0);
+        self.window |= bit.unwrap_or(0);
+        before
+    }
+}
+
+/// The number of a datagram of text that begins with `n=123 `.
+pub fn number_of(datagram: &[u8]) -> Option<u64> {
+    let digits = datagram.strip_prefix(b"n=")?.split(|&byte| byte == b' ').next()?;
+    core::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 impl Echo {
     pub fn open(port: u16) -> sys::Result<Echo> {
         let fd = sys::socket_udp()?;
         match sys::bind(fd, &address_of([0; 4], port)) {
-            Ok(_) => Ok(Echo { fd, answered: 0 }),
+            Ok(_) => Ok(Echo { fd, answered: 0, twice: 0, seen: Seen::default() }),
             Err(errno) => {
                 sys::close(fd);
                 Err(errno)
@@ -87,6 +120,9 @@ impl Echo {
         let mut from = [0u8; 16];
         for _ in 0..BURST {
             let Ok(length) = sys::receive_from(self.fd, &mut buffer, &mut from) else { return };
+            if number_of(&buffer[..length]).is_some_and(|number| self.seen.again(number)) {
+                self.twice += 1;
+            }
             // A full queue drops the answer, as a network may.
             if sys::send_to(self.fd, &buffer[..length], &from).is_ok() {
                 self.answered += 1;

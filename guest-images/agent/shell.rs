@@ -114,7 +114,7 @@ fn run(agent: &mut Agent, command: &str, [first, second]: [&str; 2]) -> Outcome 
             let load = need(Load::parse(first, second), "pages SIZE RATE, such as: pages 16M max")?;
             system("start the page checker", agent.start_pages(load))?;
         }
-        "disk" if first == "off" => agent.disk.stop(),
+        "disk" if first == "off" => agent.stop_disk(),
         "disk" => {
             let path =
                 need(text::path(first).filter(|_| !first.is_empty()), "disk DEV, such as: disk /dev/vda")?;

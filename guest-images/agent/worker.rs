@@ -14,6 +14,10 @@ pub struct Figures {
     pub pages_gap_ns: AtomicU64,
     pub disk_ok: AtomicU64,
     pub disk_bad: AtomicU64,
+    /// Blocks that are being written or read.
+    pub disk_now: AtomicU64,
+    /// The most that there have been at a time.
+    pub disk_depth: AtomicU64,
 }
 
 impl Figures {
@@ -26,7 +30,7 @@ impl Figures {
     }
 }
 
-/// Adds to a figure. Each has one writer at a time.
+/// Adds to a figure.
 pub fn count(figure: &AtomicU64, by: u64) {
     figure.fetch_add(by, Relaxed);
 }

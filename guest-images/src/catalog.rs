@@ -39,9 +39,9 @@ pub const PULSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pulse"));
 pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
 
 /// Kernel parameters of the Linux images on every host. `BOOT.md` says why each is there.
-pub const CMDLINE_ALWAYS: &str = "console=ttyS0 quiet reboot=k panic=-1";
+pub const CMDLINE_ALWAYS: &str = "console=ttyS0 quiet reboot=k panic=-1 acpi=off";
 
-/// Kernel parameters that a Linux kernel needs besides, with the three patches of the images, on
+/// Kernel parameters that a Linux kernel needs besides, with the patches of the images, on
 /// hosts whose KVM interprets ring 0 (`kvm_pvm`): the interpreter does not know the instructions
 /// that these features bring, and CPUID cannot hide all of the features there.
 ///

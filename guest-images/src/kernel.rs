@@ -1,4 +1,4 @@
-//! Builds a kernel: source, three patches, a configuration, `make vmlinux`.
+//! Builds a kernel: source, four patches, a configuration, `make vmlinux`.
 //!
 //! Everything happens below one directory of the cache, which keeps only `vmlinux`, `config` and
 //! `manifest.json` in the end. `allnoconfig` is the base, so the image has what the fragments
@@ -22,10 +22,11 @@ macro_rules! patches {
     ($($name:literal),+ $(,)?) => { [$(($name, include_str!(concat!("../linux/", $name)))),+] };
 }
 
-const PATCHES: [(&str, &str); 3] = patches![
+const PATCHES: [(&str, &str); 4] = patches![
     "0001-x86-alternative-no-int3-self-test.patch",
     "0002-x86-fault-system-call-that-stayed-at-cpl3.patch",
     "0003-x86-fpu-no-fwait-when-dropping-state.patch",
+    "0004-ACPICA-no-PCI-address-space-without-PCI.patch",
 ];
 
 /// The start of a cache key: everything but the source.

@@ -50,14 +50,37 @@ fn two_generations_of_a_page_share_no_word_by_accident() {
 
 #[test]
 fn a_disk_block_is_right_only_as_it_was_written() {
-    let mut block = disk::Block::zeroed();
-    block.fill(9, 2);
-    assert_eq!(block.check(9, 2), None);
-    assert_eq!(block.check(8, 2).map(|wrong| wrong.0), Some("number"));
-    assert_eq!(block.check(9, 1).map(|wrong| wrong.0), Some("generation"));
-    block.flip(2048);
-    assert_eq!(block.check(9, 2).map(|wrong| wrong.0), Some("checksum"));
-    assert!(disk::Block::zeroed().check(0, 0).is_some(), "an empty block is not a block");
+    let mut block = [0; disk::BLOCK_BYTES];
+    assert!(disk::check(&block, 0, 0).is_some(), "an empty block is not a block");
+    disk::fill(&mut block, 9, 2);
+    let wrong =
+        |block: &[u8], number, generation| disk::check(block, number, generation).map(|wrong| wrong.0);
+    assert_eq!(wrong(&block, 9, 2), None);
+    assert_eq!(wrong(&block, 8, 2), Some("number"));
+    assert_eq!(wrong(&block, 9, 1), Some("generation"));
+    block[2048] ^= 1;
+    assert_eq!(wrong(&block, 9, 2), Some("checksum"));
+    // Torn: the end of the block before, behind the start of a new one.
+    disk::fill(&mut block, 9, 3);
+    let end = block[disk::BLOCK_BYTES / 2..].to_vec();
+    disk::fill(&mut block, 9, 4);
+    block[disk::BLOCK_BYTES / 2..].copy_from_slice(&end);
+    assert_eq!(wrong(&block, 9, 4), Some("checksum"));
+}
+
+#[test]
+fn a_datagram_that_comes_twice_is_noticed() {
+    assert_eq!(net::number_of(b"n=17 text"), Some(17));
+    assert!(
+        [&b"17 text"[..], b"n=x ", b"n=", b"", b"n=99999999999999999999 "]
+            .map(net::number_of)
+            .iter()
+            .all(Option::is_none)
+    );
+    let mut seen = net::Seen::default();
+    let again = [0, 0, 3, 1, 1, 3, 2, 200, 3, 137, 136, 137, 200].map(|number| seen.again(number));
+    let expected = [false, true, false, false, true, true, false, false, false, false, false, true, true];
+    assert_eq!(again, expected);
 }
 
 #[test]

@@ -60,6 +60,17 @@ pub fn compose(user: &str, host_words: &[String], virtio: &[VirtioSlot]) -> Resu
     Ok(cmdline)
 }
 
+/// An image's words, without those whose key is in `user`, and then the user's.
+pub fn with_image_words(image: &str, user: &str) -> String {
+    let user_words = split_words(user);
+    let given = |word: &&str| {
+        let mut kernel_words = user_words.iter().take_while(|word| **word != "--");
+        kernel_words.any(|users| same_key(key_of(users), key_of(word)))
+    };
+    let ours = split_words(image).into_iter().filter(|word| !given(word));
+    ours.chain([user]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 /// One word with the values of all `words`, each once, in order.
 fn merged<'a>(words: impl Iterator<Item = &'a str>) -> String {
     let mut values: Vec<&str> = Vec::new();
@@ -119,6 +130,15 @@ mod tests {
     fn the_users_key_wins() {
         assert_eq!(line("console=hvc0 panic=0", &["tsc=reliable"]), "tsc=reliable console=hvc0 panic=0");
         assert_eq!(line("panic=5 console=hvc0 no_smap", &["no-smap"]), "panic=5 console=hvc0 no_smap");
+    }
+
+    #[test]
+    fn the_users_key_wins_over_an_images() {
+        let image = "console=ttyS0 quiet acpi=off";
+        assert_eq!(with_image_words(image, ""), image);
+        assert_eq!(with_image_words(image, "acpi=force a=1"), "console=ttyS0 quiet acpi=force a=1");
+        assert_eq!(with_image_words(image, "a -- quiet"), "console=ttyS0 quiet acpi=off a -- quiet");
+        assert_eq!(with_image_words("", "  a  b"), "  a  b");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use tern_devices::GuestRam;
 
-use crate::boot::{self, BootImage, BootSource, Loaded, VirtioSlot};
+use crate::boot::{self, BootImage, BootSource, Loaded, VirtioSlot, cmdline};
 use crate::config::{BootConfig, KernelSource, VmConfig};
 
 use super::RunError;
@@ -35,7 +35,7 @@ pub fn plan(boot: &BootConfig, host_words: &[String]) -> Result<Plan, RunError> 
             (Some(image.kernel), image.initramfs, image.cmdline)
         }
     };
-    let cmdline = [words, boot.cmdline.as_str()].join(" ").trim().to_owned();
+    let cmdline = cmdline::with_image_words(words, &boot.cmdline);
     let initrd = boot.initrd.clone().or(initrd);
     Ok(Plan { kernel, initrd, cmdline, host_words: host_words.to_vec() })
 }
