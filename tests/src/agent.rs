@@ -20,8 +20,12 @@ pub struct AgentBeat {
     pub disk_ok: u64,
     /// Blocks that were not, or could not be read or written.
     pub disk_bad: u64,
+    /// The most blocks that the disk checker had at the disk at a time.
+    pub disk_depth: u64,
     /// UDP datagrams answered.
     pub echo: u64,
+    /// Numbered datagrams (`n=17 ...`) that came a second time.
+    pub echo_twice: u64,
 }
 
 impl AgentBeat {
@@ -39,7 +43,9 @@ impl AgentBeat {
             pages_verified: number("pages_verified")?,
             disk_ok: number("disk_ok")?,
             disk_bad: number("disk_bad")?,
+            disk_depth: number("disk_depth")?,
             echo: number("echo")?,
+            echo_twice: number("echo_twice")?,
         })
     }
 }
@@ -118,9 +124,9 @@ mod tests {
     #[test]
     fn a_beat_is_read() {
         let line = "AGENT beat seq=5 mono_us=10 boot_us=11 gap_us=2 pages_written=7 pages_verified=6 disk_ok=3 \
-                    disk_bad=0 echo=12\r";
+                    disk_bad=0 disk_depth=16 echo=12 echo_twice=0\r";
         let beat = AgentBeat::read(line).unwrap();
-        assert_eq!((beat.seq, beat.disk_ok, beat.disk_bad, beat.echo), (5, 3, 0, 12));
+        assert_eq!((beat.seq, beat.disk_ok, beat.disk_depth, beat.echo), (5, 3, 16, 12));
         assert_eq!(AgentBeat::read("AGENT ready boot_us=1"), None);
     }
 

@@ -64,8 +64,9 @@ impl Namespace {
         }
     }
 
-    /// A socket keeps the namespace that it was made in: a thread goes there, makes one, and ends.
-    fn socket(&self) -> UdpSocket {
+    /// A socket of the bridge's address. It keeps the namespace that it was made in: a thread goes there, makes one,
+    /// and ends.
+    pub fn socket(&self) -> UdpSocket {
         let path = format!("/run/netns/{}", self.name);
         let made = std::thread::spawn(move || {
             let namespace = File::open(path)?;

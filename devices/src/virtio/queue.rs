@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
@@ -214,6 +215,16 @@ impl Queues<'_> {
         // A driver that moves its index back and forth.
         virt_queue.kick();
         Ok(None)
+    }
+
+    /// Chains that the driver has made available and that were not popped yet, for people.
+    pub fn waiting(&self, queue: usize) -> u16 {
+        let queue = self.queues.get(queue).map(|virt_queue| &virt_queue.queue).filter(|queue| queue.ready());
+        let available = queue.and_then(|queue| {
+            let index = queue.avail_idx(self.ram, Ordering::Acquire).ok()?;
+            Some(index.0.wrapping_sub(queue.next_avail()))
+        });
+        available.unwrap_or(0)
     }
 
     /// Gives the last `count` chains back to the queue, as if they had not been popped.

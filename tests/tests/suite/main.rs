@@ -4,9 +4,12 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests: what is missing fails them")]
 
 mod boot;
+mod booted;
 mod check;
 mod command_line;
 mod control;
+mod generation;
+mod in_flight;
 mod kernel_files;
 mod linux;
 mod linux_moves;

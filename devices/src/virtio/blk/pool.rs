@@ -81,6 +81,12 @@ impl Pool {
         std::mem::take(&mut lock(&self.shared.work).done)
     }
 
+    /// Requests that wait or are being carried out.
+    pub(super) fn unfinished(&self) -> usize {
+        let work = lock(&self.shared.work);
+        work.running + work.waiting.len()
+    }
+
     /// Waits until every request is complete.
     pub(super) fn wait_idle(&self) {
         let mut work = lock(&self.shared.work);
