@@ -6,9 +6,10 @@
 //! KEY/              finished: a rename put it there, so it is complete or absent
 //! ```
 
-use crate::ImageError;
+use crate::{ImageError, hash::Parts};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// A cache directory. Any number of processes may use it at once.
 #[derive(Clone, Debug)]
@@ -35,6 +36,23 @@ impl Cache {
         &self.root
     }
 
+    /// A key for a thing called `name` that is made of these parts.
+    pub fn key(name: &str, parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
+        let hash = parts.into_iter().fold(Parts::default(), |hash, part| hash.add(part));
+        format!("{name}-{}", hash.short())
+    }
+
+    /// Removes all finished things whose key starts with `prefix` but the `count` newest.
+    pub fn keep_newest(&self, prefix: &str, count: usize) {
+        let mut found = self.named(prefix);
+        found.sort();
+        let surplus = found.len().saturating_sub(count);
+        for (_, path) in found.into_iter().take(surplus) {
+            // One that stays is looked at the next time.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+
     /// The finished thing called `key`, if there is one.
     pub(crate) fn get(&self, key: &str) -> Option<PathBuf> {
         Some(self.root.join(key)).filter(|path| path.is_dir())
@@ -42,18 +60,21 @@ impl Cache {
 
     /// The newest finished thing whose key starts with `prefix`.
     pub(crate) fn newest(&self, prefix: &str) -> Option<PathBuf> {
-        let entries = fs::read_dir(&self.root).ok()?.flatten();
+        self.named(prefix).into_iter().max().map(|(_, path)| path)
+    }
+
+    fn named(&self, prefix: &str) -> Vec<(SystemTime, PathBuf)> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         entries
             .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)))
             .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-            .max()
-            .map(|(_, path)| path)
+            .collect()
     }
 
     /// The finished thing called `key`, built by `fill` in an empty directory if there is none yet.
     ///
     /// If another process builds it, `waiting` is called once and then that one's result is awaited.
-    pub(crate) fn get_or_build(
+    pub fn get_or_build(
         &self,
         key: &str,
         waiting: impl FnOnce(),
@@ -173,6 +194,21 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(fs::read_to_string(first.join("file")).unwrap(), "one");
         assert_ne!(build(&cache, "other", "two"), second);
+    }
+
+    #[test]
+    fn all_but_the_newest_are_removed() {
+        let (_keep, cache) = cache();
+        let keys = ["a", "b", "c"].map(|part| Cache::key("thing", [part]));
+        for (age_s, key) in [1, 2, 3].into_iter().rev().zip(&keys) {
+            let made = build(&cache, key, "whole");
+            let time = SystemTime::now() - Duration::from_secs(age_s);
+            File::open(made).unwrap().set_modified(time).unwrap();
+        }
+        build(&cache, "other", "whole");
+        cache.keep_newest("thing-", 2);
+        assert_eq!(keys.map(|key| cache.get(&key).is_some()), [false, true, true]);
+        assert!(cache.get("other").is_some());
     }
 
     #[test]

@@ -41,13 +41,18 @@ pub fn image_or_skip(name: &str) -> bool {
     false
 }
 
+/// Writes to the terminal what a person should know even of a test that passes.
+pub(crate) fn tell(text: &str) {
+    // Not eprint!, which the test harness captures of tests that pass. Where nobody can hear it, it is not said.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Says that the running test is skipped: on the terminal even where the test's output is captured, and, if
 /// `TERN_TEST_SKIPPED` names a file, as a line there, for whoever counts.
 pub fn skip(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     let line = format!("SKIPPED: {test}: {reason}\n");
-    // Not eprint!, which the test harness captures of tests that pass.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    tell(&line);
     if let Some(path) = std::env::var_os("TERN_TEST_SKIPPED")
         && let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path)
     {

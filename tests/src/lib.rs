@@ -2,7 +2,7 @@
 //! binary's command line and its control socket only.
 //!
 //! ```text
-//! tern     a process: built with flags, watched, ended with whoever started it
+//! tern     a process: built with flags, watched, ended with whoever started it; Linux guests that booted earlier
 //! qmp      a client of its control socket
 //! serial   what its guest prints; pulse and agent read what the two guests say, and check it
 //! migrate  moves a guest from one process to another, and shows both reports

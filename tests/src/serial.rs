@@ -28,9 +28,14 @@ pub struct Client {
 impl Client {
     /// Attaches to the socket at `path`, as soon as it is there.
     pub fn connect(path: &Path) -> Self {
+        Self::connect_after(path, Vec::new())
+    }
+
+    /// As [`Self::connect`], to the port of a guest that has printed `told` elsewhere.
+    pub fn connect_after(path: &Path, told: Vec<u8>) -> Self {
         let stream =
             wait_for(&format!("the serial socket {}", path.display()), || UnixStream::connect(path).ok());
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::new(Mutex::new(told));
         let (mut from, into) = match stream.try_clone() {
             Ok(clone) => (clone, Arc::clone(&heard)),
             Err(error) => panic!("serial socket: {error}"),
@@ -53,7 +58,7 @@ impl Drop for Client {
 }
 
 impl Serial {
-    /// All that was printed so far in this process.
+    /// All that was printed so far in this process; of a guest that came booted, the boot's output too.
     pub fn text(&self) -> String {
         let bytes = match self {
             Self::Null => Vec::new(),

@@ -1,5 +1,6 @@
 //! A `tern run` process: built with flags, watched, and ended with whoever started it.
 
+mod booted;
 mod builder;
 
 use std::path::{Path, PathBuf};

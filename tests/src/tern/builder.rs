@@ -17,8 +17,8 @@ use crate::serial::{Client, Serial};
 
 pub(super) const CONTROL: &str = "control";
 pub(super) const STDERR: &str = "stderr";
-const STDOUT: &str = "stdout";
-const SERIAL: &str = "serial";
+pub(super) const STDOUT: &str = "stdout";
+pub(super) const SERIAL: &str = "serial";
 const INCOMING: &str = "incoming";
 
 /// How a destination listens.
@@ -33,7 +33,7 @@ pub enum Incoming {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SerialKind {
+pub(super) enum SerialKind {
     File,
     Unix,
     Null,
@@ -42,16 +42,16 @@ enum SerialKind {
 /// The flags of a process that is to be started.
 #[derive(Debug, Clone)]
 pub struct TernBuilder {
-    boot: Vec<OsString>,
-    memory: String,
-    cpus: u32,
-    serial: SerialKind,
+    pub(super) boot: Vec<OsString>,
+    pub(super) memory: String,
+    pub(super) cpus: u32,
+    pub(super) serial: SerialKind,
     incoming: Option<Incoming>,
-    file: Option<PathBuf>,
-    flags: Vec<OsString>,
+    pub(super) file: Option<PathBuf>,
+    pub(super) flags: Vec<OsString>,
     namespace: Option<String>,
     log: Option<String>,
-    next: Option<String>,
+    pub(super) next: Option<String>,
 }
 
 impl Default for TernBuilder {
@@ -209,8 +209,13 @@ impl TernBuilder {
         tern
     }
 
-    fn spawn(&self, folder: TempDir) -> Tern {
-        let program = if self.next.is_some() { tern_next_binary() } else { tern_binary() };
+    /// The program that the process runs.
+    pub(super) fn program(&self) -> PathBuf {
+        if self.next.is_some() { tern_next_binary() } else { tern_binary() }
+    }
+
+    pub(super) fn spawn(&self, folder: TempDir) -> Tern {
+        let program = self.program();
         let mut command = match &self.namespace {
             None => Command::new(program),
             // It becomes the program that it is told to run: the process is the same.
@@ -264,7 +269,7 @@ impl TernBuilder {
     }
 }
 
-fn folder() -> TempDir {
+pub(super) fn folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("tern-test").tempdir();
     folder.unwrap_or_else(|error| panic!("a temporary folder: {error}"))
 }

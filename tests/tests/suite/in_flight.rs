@@ -129,10 +129,10 @@ fn a_hundred_moves_lose_nothing_of_a_disk_and_a_network_and_double_nothing() {
     let network = Namespace::new(&TAPS);
     let machine = TernBuilder::new().memory("96M").serial_unix().in_namespace(&network).disk(&disk);
     let machine = machine.flag("--name").flag("to-and-fro").log("tern_devices=debug");
-    let words = "tern.ip=10.77.0.2/24 tern.echo=7 tern.disk=/dev/vda";
-    let mut here = machine.clone().net(TAPS[0]).image("linux-up").cmdline(words).start();
+    let words = "tern.ip=10.77.0.2/24 tern.echo=7";
+    let mut here = machine.clone().net(TAPS[0]).image("linux-up").cmdline(words).start_booted();
     let guest = Agent::new(here.serial());
-    guest.wait_ready();
+    assert!(guest.run("disk /dev/vda").trim().is_empty());
     // All blocks are written once, and the guest's address is known.
     network.echo(GUEST, 1);
     wait_for("the disk checker", || (guest.status().disk_ok > 0).then_some(()));

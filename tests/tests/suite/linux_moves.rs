@@ -32,7 +32,7 @@ fn two_cpus_disks_and_network_move_while_all_is_busy_and_then_idle() {
     let machine =
         machine.flag("--disk").flag(format!("{},readonly", readonly.display())).flag("--name").flag("moving");
     let source =
-        machine.clone().image("linux").cmdline("tern.ip=10.77.0.2/24 tern.echo=7").net("tap0").start();
+        machine.clone().image("linux").cmdline("tern.ip=10.77.0.2/24 tern.echo=7").net("tap0").start_booted();
     let guest = Agent::new(source.serial());
     let ready = guest.wait_ready();
     assert!(ready.contains("cpus=2"), "{ready}");
