@@ -12,8 +12,9 @@ mod elf;
 mod notes;
 mod paging;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tern_migration::PAGE_BYTES;
@@ -26,6 +27,8 @@ use crate::vcpu::VcpuV1;
 
 /// Pages that are copied at once: two blocks of a snapshot's page table.
 const COPY_PAGES: u64 = 680;
+/// Only the user who made it reads it.
+const MODE: u32 = 0o600;
 /// What is written before it has its name.
 const PARTIAL: &str = "partial";
 
@@ -38,6 +41,12 @@ pub enum DumpError {
     /// Its vCPUs.
     #[error("the vCPUs in it can't be read")]
     State(#[from] StateError),
+    /// Something else is where the core is to be: most likely the snapshot, by mistake.
+    #[error("{} exists and is no core: give another path for the core, or remove it", path.display())]
+    InTheWay {
+        /// Its path.
+        path: PathBuf,
+    },
     /// The core can't be written.
     #[error("{} can't be written", path.display())]
     Write {
@@ -67,6 +76,7 @@ pub fn write(
     path: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Dumped, DumpError> {
+    require_free(path)?;
     let vcpus = vcpus(snapshot)?;
     let mappings = match vcpus.first() {
         Some(vcpu) => paging::upper_half(snapshot, vcpu),
@@ -85,6 +95,25 @@ pub fn write(
     }
     let memory_bytes = snapshot.layout().regions.iter().map(|place| place.pages * PAGE_BYTES).sum();
     Ok(Dumped { cpus: vcpus.len() as u32, memory_bytes, mappings: mappings.len() as u64 })
+}
+
+/// Is there nothing, or an older core?
+///
+/// # Errors
+/// There is something else.
+pub fn require_free(path: &Path) -> Result<(), DumpError> {
+    let free = match path.metadata() {
+        Ok(found) => found.is_file() && begins_as_a_core(path).map_err(|source| unwritten(path, source))?,
+        // If it can't be made there either, making it says so.
+        Err(_) => true,
+    };
+    if free { Ok(()) } else { Err(DumpError::InTheWay { path: path.to_owned() }) }
+}
+
+fn begins_as_a_core(path: &Path) -> io::Result<bool> {
+    let mut first = Vec::new();
+    File::open(path)?.take(elf::CORE.len() as u64).read_to_end(&mut first)?;
+    Ok(first == elf::CORE)
 }
 
 fn unwritten(path: &Path, source: io::Error) -> DumpError {
@@ -130,7 +159,11 @@ fn core(
     }));
     segments.extend(mappings.iter().filter_map(|mapping| mapping.segment(regions, &offsets)));
     let head = elf::headers(&segments);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(failed)?;
+    // All of the guest's memory: as private as the snapshot, also where an older partial file is taken over.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(MODE);
+    let mut file = options.open(path).map_err(failed)?;
+    file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
     file.write_all(&head)
         .and_then(|()| file.seek(SeekFrom::Start(notes_offset)).map(drop))
         .map_err(failed)?;
@@ -179,4 +212,27 @@ fn copy(
         start = end;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_core_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        require_free(&path).unwrap();
+        for (bytes, free) in [
+            (b"TERNSNAP, a guest".as_slice(), false),
+            (b"".as_slice(), false),
+            (b"\x7fELF\x02\x01\x01".as_slice(), false),
+            (elf::CORE.as_slice(), true),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let found = require_free(&path).map_err(|error| error.to_string());
+            assert_eq!(found.is_ok(), free, "{bytes:?}: {found:?}");
+        }
+        assert!(require_free(folder.path()).unwrap_err().to_string().contains("is no core"));
+    }
 }

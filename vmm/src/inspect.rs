@@ -73,6 +73,12 @@ pub enum InspectError {
         #[source]
         source: io::Error,
     },
+    /// Nothing.
+    #[error("{} is empty; copy it again from where it was saved", path.display())]
+    Empty {
+        /// Its path.
+        path: PathBuf,
+    },
     /// It is something else.
     #[error(
         "{} begins with \"{first_bytes}\": this is neither a snapshot (TERNSNAP, made by `tern save`) nor a \
@@ -116,6 +122,9 @@ pub fn inspect(
     }
     if is(tern_migration::stream::MAGIC) {
         return Ok(stream::tree(io::Cursor::new(first).chain(file), wanted));
+    }
+    if first.is_empty() {
+        return Err(InspectError::Empty { path: path.to_owned() });
     }
     Err(InspectError::Unknown { path: path.to_owned(), first_bytes: first.escape_ascii().to_string() })
 }

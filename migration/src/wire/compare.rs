@@ -132,20 +132,23 @@ fn only_at_destination(section: &SectionOffer) -> Aspect {
 
 fn layout(facts: &VmFacts) -> String {
     let total: u64 = facts.memory.iter().map(|r| r.length_bytes).fold(0, u64::saturating_add);
-    let mut out = format!("{} in {} regions (", size(total), facts.memory.len());
-    for (index, region) in facts.memory.iter().take(DIFFERENCES_MAX).enumerate() {
-        let comma = if index == 0 { "" } else { ", " };
-        let _ = write!(out, "{comma}{} at {:#x}", size(region.length_bytes), region.gpa);
-    }
-    out + ")"
+    let [region] = facts.memory.as_slice() else {
+        let mut out = format!("{} in {} regions (", size(total), facts.memory.len());
+        for (index, region) in facts.memory.iter().take(DIFFERENCES_MAX).enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let _ = write!(out, "{comma}{} at {:#x}", size(region.length_bytes), region.gpa);
+        }
+        return out + ")";
+    };
+    format!("{} at {:#x}", size(total), region.gpa)
 }
 
-/// A size as people say it, and in bytes.
+/// A size as people say it: exact, whatever its unit.
 fn size(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let whole = |shift: &u32| bytes >> shift << shift == bytes && bytes >> shift != 0;
     match units.iter().find(|(shift, _)| whole(shift)) {
-        Some((shift, unit)) => format!("{} {unit} ({bytes} bytes)", bytes >> shift),
+        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
         None => format!("{bytes} bytes"),
     }
 }
@@ -203,7 +206,7 @@ mod tests {
         assert_eq!(code, "page-size");
         for part in [
             "page size in bytes: source 16384, destination 4096; use",
-            "memory: source 1 MiB (1048576 bytes) in 1 regions (1 MiB (1048576 bytes) at 0x0), destination 3 GiB (",
+            "memory: source 1 MiB at 0x0, destination 3 GiB at 0x0; start",
             "vCPU 1: source has version 1, destination has version 2; use releases",
             "serial/0: source has version 1, destination has none; start",
             "net/0: source has none, destination has version 1; start the destination without",

@@ -15,19 +15,21 @@ Examples:
   tern dump --elf web.core --control /tmp/a.sock
   gdb vmlinux web.core
 
-Physical memory is at its own addresses; what the first vCPU's page tables map in the upper half of the address space,
-the kernel, is there too. Each vCPU is a thread.";
+Physical memory is at its own addresses; what the first vCPU's page tables map in the upper half of \
+the address space, the kernel, is there too. Each vCPU is a thread. Only you can read the core: all of \
+the guest's memory is in it.";
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("from").required(true))]
 pub struct DumpArgs {
     /// The core to make, or to replace: an ELF file for gdb and crash
     #[arg(long, value_name = "CORE")]
     elf: PathBuf,
     /// A file made by `tern save`
-    #[arg(value_name = "FILE", required_unless_present = "control", conflicts_with = "control")]
+    #[arg(value_name = "FILE", group = "from")]
     file: Option<PathBuf>,
-    /// Of a running guest: it is saved next to the core, and goes on
-    #[arg(long, value_name = "PATH")]
+    /// Control socket of a running guest, in place of FILE: it is saved next to the core, and goes on
+    #[arg(long, value_name = "PATH", group = "from")]
     control: Option<PathBuf>,
     /// Print what was written as JSON
     #[arg(long)]
@@ -39,6 +41,7 @@ pub(super) fn run(args: &DumpArgs) -> Result<Exit, Failure> {
     match (file, control) {
         (Some(file), _) => convert(file, elf, *json),
         (None, Some(control)) => {
+            dump::require_free(elf).map_err(|error| Failure::new(&error))?;
             // Beside the core: there is room for one of them, so most likely for both.
             let mut beside = elf.as_os_str().to_owned();
             beside.push(".snapshot");

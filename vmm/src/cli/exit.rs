@@ -11,7 +11,7 @@ pub enum Exit {
     Failure = 1,
     /// The command line is wrong; nothing was done.
     Usage = 2,
-    /// The guest ended badly: triple fault, KVM internal error.
+    /// The guest ended badly: triple fault, KVM internal error, a page of its file that can't be had.
     GuestFailed = 3,
     /// The migration failed, and the guest goes on where it was.
     MigrationFailed = 4,
@@ -31,7 +31,7 @@ Exit codes:
   0  done
   1  the command failed; the error says why
   2  the command line is wrong; nothing was done
-  3  the guest ended badly (triple fault, KVM internal error)
+  3  the guest ended badly (triple fault, KVM internal error, a page of its file that can't be had)
   4  the migration or save failed, and the guest goes on where it was
   5  the migration or save was cancelled, and the guest goes on where it was
   6  the migration is in doubt: look at the destination, then tern migrate --resolve

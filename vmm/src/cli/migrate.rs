@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use serde_json::{Map, Value, json};
 use tern_migration::Parameters;
-use tern_migration::config::{CAPABILITIES, PARAMETERS, Parameter, SWITCH};
+use tern_migration::config::{CAPABILITIES, Capability, PARAMETERS, Parameter, SWITCH};
 
 use super::progress::Progress;
 use super::vm::ControlArgs;
@@ -24,8 +24,8 @@ Examples:
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --check
   tern migrate --control /tmp/a.sock --resolve run
 
-The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at
-least a second later, leaves at once.";
+The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at least a second \
+later, leaves at once.";
 
 /// How often the state is asked for.
 const POLL: Duration = Duration::from_millis(100);
@@ -94,7 +94,11 @@ impl Args for ParameterArgs {
                 .help(help)
                 .value_parser(move |text: &str| value(row, text))
         };
-        let names: Vec<&str> = CAPABILITIES.iter().map(|row| row.name).collect();
+        let shown = |row: &Capability| {
+            let default = if row.default { "on" } else { "off" };
+            format!("{} [default: {default}]", row.name)
+        };
+        let names: Vec<String> = CAPABILITIES.iter().map(shown).collect();
         let capability = Arg::new(CAPABILITY)
             .long(CAPABILITY)
             .value_name("NAME[=on|off]")
@@ -128,7 +132,9 @@ impl FromArgMatches for ParameterArgs {
 /// A parameter's value as people write it: `100M` for bytes, `50`, `50ms` or `2s` for times.
 fn value(row: &Parameter, text: &str) -> Result<u64, String> {
     let value = match (row.unit, text) {
-        ("bytes/s", _) => text.trim_end_matches("/s").parse::<ByteSize>().map_err(|error| error.to_string())?.0,
+        ("bytes/s", _) => {
+            text.trim_end_matches("/s").parse::<ByteSize>().map_err(|error| error.to_string())?.0
+        }
         ("ms", _) => milliseconds(text).ok_or_else(|| {
             format!("not a time: write milliseconds, or such as 50ms or 2s; legal: {} ms", row.legal())
         })?,
@@ -158,7 +164,7 @@ fn capability(text: &str) -> Result<Value, String> {
         Some(_) => return Err("write NAME, NAME=on or NAME=off".to_owned()),
         None => (text, true),
     };
-    tern_migration::config::Capability::named(name).map_err(|error| error.to_string())?;
+    Capability::named(name).map_err(|error| error.to_string())?;
     Ok(json!({ "capability": name, "state": state }))
 }
 

@@ -12,6 +12,11 @@ const ROUNDS_SHOWN: usize = 8;
 /// The table, from the report as JSON. What a report doesn't have is left out.
 pub(super) fn table(report: &Value) -> String {
     let mut text = String::new();
+    let nothing_was_done = report["status"] == "failed" && number(&report["memory_bytes"]) == 0;
+    if nothing_was_done {
+        // The error says all that there is to say.
+        return text;
+    }
     for (name, value) in rows(report) {
         // Writing to a string doesn't fail.
         let _ = writeln!(text, "{name:<20} {value}");
@@ -22,7 +27,7 @@ pub(super) fn table(report: &Value) -> String {
 
 fn rows(report: &Value) -> Vec<(&'static str, String)> {
     let (pages, bytes) = (&report["pages"], &report["bytes"]);
-    let to_file = report["transport"] == "file";
+    let to_file = is_to_file(report);
     let mut rows = vec![
         (if to_file { "save" } else { "migration" }, report["status"].as_str().unwrap_or("none").to_owned()),
         ("total time", time(&report["total_us"])),
@@ -30,9 +35,15 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
         ("  guest running", time(&report["live_us"])),
     ];
     if let Value::Object(downtime) = &report["downtime"] {
-        rows.push(("downtime", time(&report["downtime"]["total_us"])));
-        for (key, name) in DOWNTIME_PARTS {
-            if let Some(part) = downtime.get(key) {
+        if to_file {
+            rows.push(("  to the disk", time(&to_disk_us(report).into())));
+        }
+        let stays = to_file && downtime.get("total_us").is_none_or(Value::is_null);
+        let total = if stays { "the guest stays stopped".to_owned() } else { time(&downtime["total_us"]) };
+        rows.push(("downtime", total));
+        let parts: &[_] = if to_file { &FILE_DOWNTIME_PARTS } else { &DOWNTIME_PARTS };
+        for (key, name) in parts.iter().filter(|(key, _)| !stays || *key != "resume_us") {
+            if let Some(part) = downtime.get(*key) {
                 rows.push((name, time(part)));
             }
         }
@@ -49,7 +60,10 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
         ("  never touched", number(&pages["untouched"]).to_string()),
     ]);
     if number(&report["link_bytes_per_s"]) > 0 {
-        rows.push((if to_file { "file" } else { "link" }, format!("{}/s", size(&report["link_bytes_per_s"]))));
+        rows.push((
+            if to_file { "file" } else { "link" },
+            format!("{}/s", size(&report["link_bytes_per_s"])),
+        ));
     }
     rows
 }
@@ -64,6 +78,25 @@ const DOWNTIME_PARTS: [(&str, &str); 7] = [
     ("commit_us", "  commit"),
     ("resume_us", "    resume"),
 ];
+
+/// As far as a guest is stopped for a file; what comes after it is the disk's time, and the guest may run again.
+const FILE_DOWNTIME_PARTS: [(&str, &str); 4] = [
+    ("stop_us", "  stop"),
+    ("state_save_us", "  save state"),
+    ("final_ram_us", "  last memory"),
+    ("resume_us", "  resume"),
+];
+
+/// What a finished save takes besides the rounds and the stop: the host's disk catches up, and the file gets its name.
+fn to_disk_us(report: &Value) -> u64 {
+    let stopped = FILE_DOWNTIME_PARTS.map(|(key, _)| number(&report["downtime"][key]));
+    let before = [number(&report["setup_us"]), number(&report["live_us"])];
+    before.into_iter().chain(stopped).fold(number(&report["total_us"]), u64::saturating_sub)
+}
+
+fn is_to_file(report: &Value) -> bool {
+    report["transport"] == "file"
+}
 
 fn rounds(report: &Value, text: &mut String) {
     let rounds = report["rounds"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -170,6 +203,25 @@ mod tests {
         for part in ["completed", "1.23 s", "4.56 ms", "70 us", "1 GiB", "5 MiB", "guest stopped"] {
             assert!(text.contains(part), "no {part} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_save_shows_what_a_file_has_and_all_times_add_up() {
+        let mut report = report(1);
+        (report["transport"], report["setup_us"], report["live_us"]) =
+            (json!("file"), json!(1_000), json!(30_000));
+        let text = table(&report);
+        assert!(text.contains("  to the disk        1.20 s"), "{text}");
+        assert!(!text.contains("commit") && !text.contains("load"), "{text}");
+        report["downtime"]["total_us"] = Value::Null;
+        assert!(table(&report).contains("stays stopped"));
+    }
+
+    #[test]
+    fn of_nothing_there_is_no_table() {
+        let mut report = report(0);
+        (report["status"], report["memory_bytes"]) = (json!("failed"), json!(0));
+        assert_eq!(table(&report), "");
     }
 
     #[test]

@@ -22,13 +22,18 @@ Examples:
   tern save --control /tmp/a.sock web.snap
   tern restore web.snap
   tern restore web.snap --control /tmp/a.sock --serial unix:/tmp/a.console
-  tern restore web.snap --name web-2 --disk 0=copy.img --net 0=tap=tern1,mac=02:00:00:00:00:02 --mode mapped
+  tern restore web.snap --name web-2 --disk 0=copy.img --net 0=tap=tern1,mac=02:00:00:00:00:02
+  tern restore web.snap --mode mapped
 
-The file stays as it is: any number of guests can be restored from it, one after the other or at once. Guests that
-run at once need disks and TAPs of their own: what one writes on a disk, the other one doesn't know.
+The file stays as it is: any number of guests can be restored from it, one after the other or at once. \
+Guests that run at once need disks and TAPs of their own: what one writes on a disk, the other one \
+doesn't know.
 
-A guest from a file goes on with its clock moved on by the time since it was saved, up to ten minutes; after a longer
-time its clock goes on from where it was. It is told by a new VM generation ID that it was restored.";
+The checksums and hashes in the file find damage, and not forgery: restore files that you trust.
+
+A guest from a file goes on with its clock moved on by the time since it was saved, up to ten minutes; \
+after a longer time its clock goes on from where it was. It is told by a new VM generation ID that it was \
+restored.";
 
 /// Run a guest that was saved into a file
 #[derive(Debug, Args)]

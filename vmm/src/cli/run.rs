@@ -20,11 +20,12 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   tern run --image pulse
   tern run --image linux --memory 1G --cpus 2 --control /tmp/a.sock
-  tern run --kernel vmlinux --initrd initrd.img --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
-  tern run --memory 1G --cpus 2 --control /tmp/b.sock --serial unix:/tmp/b.console --incoming tcp:0.0.0.0:4444
+  tern run --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
+  tern run --memory 1G --cpus 2 --control /tmp/b.sock --incoming tcp:0.0.0.0:4444
+  tern run --cpu ./both.json --image linux
 
-Network addresses: mac=.. if given, else derived from --name, else random. A guest that arrives keeps the address
-it had, unless mac=.. was given here and differs: then it is refused.";
+Network addresses: mac=.. if given, else derived from --name, else random. A guest that arrives keeps the \
+address it had, unless mac=.. was given here and differs: then it is refused.";
 
 /// Run a virtual machine, until its guest switches itself off or `tern stop` ends it
 #[derive(Debug, Args)]

@@ -16,13 +16,14 @@ Examples:
   tern save --control /tmp/a.sock web.snap
   tern restore web.snap --control /tmp/b.sock
   tern save --control /tmp/a.sock web.snap --then run
-  tern save --control /tmp/a.sock /mnt/big/web.snap --direct-io on --file-threads 4 --json | jq .total_us
+  tern save --control /tmp/a.sock web.snap --direct-io on --file-threads 8 --json | jq .total_us
 
-The guest runs while its memory is written, and is stopped for the last of it. The file appears under its name when all
-of it is on the disk; an older one of that name stays until then. Whatever fails, the guest goes on.
+The guest runs while its memory is written, and is stopped for the last of it. The file appears under its \
+name when all of it is on the disk; an older one of that name stays until then. Whatever fails, the guest \
+goes on.
 
-The first Ctrl-C cancels the save and waits until the guest is back; a second one, at least a second later, leaves at
-once.";
+The first Ctrl-C cancels the save and waits until the guest is back; a second one, at least a second \
+later, leaves at once.";
 
 #[derive(Debug, Args)]
 pub struct SaveArgs {

@@ -5,7 +5,8 @@ const PROGRAM_HEADER_BYTES: u64 = 56;
 const SECTION_HEADER_BYTES: u64 = 64;
 /// "There are more program headers than fit: see section header 0".
 const PN_XNUM: u16 = 0xffff;
-const ET_CORE: u16 = 4;
+/// How a core begins: magic, 64 bits, little endian, version 1, System V; ET_CORE.
+pub(super) const CORE: [u8; 18] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0];
 const EM_X86_64: u16 = 62;
 const READ_WRITE_EXECUTE: u32 = 7;
 
@@ -38,9 +39,8 @@ pub(super) fn headers_bytes(segments: usize) -> u64 {
 pub(super) fn headers(segments: &[Segment]) -> Vec<u8> {
     let count = u16::try_from(segments.len()).ok().filter(|count| *count < PN_XNUM);
     let mut out = Vec::with_capacity(headers_bytes(segments.len()) as usize);
-    // Magic, 64 bits, little endian, version 1, System V.
-    out.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    put16(&mut out, &[ET_CORE, EM_X86_64]);
+    out.extend_from_slice(&CORE);
+    put16(&mut out, &[EM_X86_64]);
     put32(&mut out, &[1]);
     // Entry, program headers, section headers.
     put64(&mut out, &[0, HEADER_BYTES + SECTION_HEADER_BYTES, HEADER_BYTES]);

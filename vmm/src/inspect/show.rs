@@ -61,7 +61,9 @@ fn value(node: &Node) -> Option<String> {
             Some(number) if node.unit.is_none() && number >= DECIMAL_BELOW => format!("{number:#x}"),
             _ => number.to_string(),
         },
-        Value::String(text) if node.about.is_some() && is_hex(text) => shortened(text, text.len() / 2),
+        Value::String(text) if node.about.is_some() && is_hex(text) => {
+            shortened(&pairs(text), text.len() / 2)
+        }
         Value::String(text) => format!("{text:?}"),
         Value::Array(words) => {
             let list: Vec<String> = words.iter().map(word).collect();
@@ -78,6 +80,11 @@ fn word(value: &Value) -> String {
 
 fn is_hex(text: &str) -> bool {
     text.len() >= 8 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A byte string that can't be taken for a number: `0b 01 03`.
+fn pairs(hex: &str) -> String {
+    hex.as_bytes().chunks(2).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// The beginning of a long text, and how many parts it has.

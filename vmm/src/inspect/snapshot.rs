@@ -25,7 +25,7 @@ pub(super) fn tree(
 ) -> Result<Node, InspectError> {
     let outline = Outline::of_file(path)?;
     let mut node = Node::with("snapshot", outline.found_bytes).counting("bytes");
-    node.about = Some(format!("format {FORMAT_VERSION}"));
+    node.about = outline.head.is_ok().then(|| format!("format {FORMAT_VERSION}"));
     let Outline { found_bytes: _, head, length, description, layout, index, state } = outline;
     node.problem = length.and_then(Result::err).map(|error| text(&error));
     node.children.push(part("head", head, head_node));
@@ -108,7 +108,7 @@ fn verify(file: &SnapshotFile, progress: &mut dyn FnMut(u64, u64)) -> Node {
     }
     node.children.push(Node::with("wrong_pages", wrong).counting("pages"));
     if wrong > 0 && node.problem.is_none() {
-        node.problem = Some(format!("{wrong} pages are not as they were saved"));
+        node.problem = Some(format!("not as they were saved: {wrong} of {all}"));
     }
     node
 }

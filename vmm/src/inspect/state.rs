@@ -91,13 +91,19 @@ fn field(record: &str, item: &Item<'_>) -> Node {
         }
         (value, _) => Node { value: Some(plain(value)), ..Node::new(item.label()) },
     };
-    node.unit = item.info.and_then(FieldInfo::unit);
-    node.about = item.info.map(|info| info.doc.to_owned()).filter(|doc| !doc.is_empty());
+    let counted = name.starts_with("pages_").then_some("pages");
+    node.unit = item.info.and_then(FieldInfo::unit).or(counted);
+    node.about = item.info.map(|info| meaning(info.doc)).filter(|doc| !doc.is_empty());
     if item.info.is_none() {
         node.about = Some("not known to this build".to_owned());
     }
     node.problem = item.problem.as_ref().map(ToString::to_string).or(node.problem);
     node
+}
+
+/// A comment of the source as one text.
+fn meaning(doc: &str) -> String {
+    doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned()
 }
 
 fn plain(value: &Seen<'_>) -> Value {
