@@ -127,7 +127,6 @@ pub type OnEnd = Box<dyn FnOnce(Ending) + Send>;
 
 /// What it did so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct PagerReport {
     /// Pages of the guest's memory.
     pub pages: u64,
@@ -155,13 +154,20 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Makes all of `ram` missing, dropping what it holds, and serves those who touch it.
+    /// Makes all of `ram` missing, and serves those who touch it. `held` are the pages of each region that this
+    /// process has touched already, if only to read them: they are dropped. A page that is left out of it would
+    /// keep what it holds.
     ///
     /// # Errors
     /// No userfaultfd, no permission, no thread: the memory is as it was, though dropped.
-    pub fn start(ram: &GuestRam, source: Arc<dyn PageSource>, on_end: OnEnd) -> Result<Self, PagerError> {
+    pub fn start(
+        ram: &GuestRam,
+        held: &[(usize, Range<u64>)],
+        source: Arc<dyn PageSource>,
+        on_end: OnEnd,
+    ) -> Result<Self, PagerError> {
         let shared = Arc::new(Shared::new(ram, source, on_end)?);
-        shared.register()?;
+        shared.register(held)?;
         let pager = Self { shared, threads: Mutex::default() };
         pager.spawn("pager", fault::serve)?;
         Ok(pager)

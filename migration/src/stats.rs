@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::channel::Route;
 use crate::config::{Capabilities, Parameters};
 use crate::error::{Blame, MigrationError};
+use crate::pager::PagerReport;
 
 /// Most rounds that a report keeps; behind it the oldest but the first is forgotten.
 pub const ROUNDS_KEPT: usize = 512;
@@ -155,6 +156,9 @@ pub struct Report {
     pub downtime: Option<Downtime>,
     /// What both sides compare at the switch; none where it was not agreed.
     pub proof: Option<Proof>,
+    /// A guest from a file whose memory comes on demand: how far that is; none for any other. It goes on when the
+    /// status is `completed`, which says that the guest runs.
+    pub on_demand: Option<PagerReport>,
     /// Why it did not complete.
     pub error: Option<ErrorReport>,
     /// What else went wrong without deciding anything.
@@ -291,6 +295,16 @@ impl From<&MigrationError> for ErrorReport {
 }
 
 impl Report {
+    /// Takes in what a pager has done since the guest began to run: what has come, and what is left.
+    pub fn add_on_demand(&mut self, pager: PagerReport) {
+        let brought = pager.pages_by_fault.saturating_add(pager.pages_by_prefetch);
+        self.pages.zero = pager.pages_zero;
+        self.pages.raw = brought.saturating_sub(pager.pages_zero);
+        self.bytes.page_data = self.pages.raw.saturating_mul(self.page_bytes);
+        self.remaining_bytes = Some(pager.pages_left.saturating_mul(self.page_bytes));
+        self.on_demand = Some(pager);
+    }
+
     /// Nothing has happened yet.
     pub fn new(side: Side) -> Self {
         Self {
@@ -323,6 +337,7 @@ impl Report {
             capabilities: None,
             downtime: None,
             proof: None,
+            on_demand: None,
             error: None,
             warnings: Vec::new(),
         }
@@ -368,8 +383,10 @@ mod tests {
         report.push_round(Round::default());
         report.downtime = Some(Downtime::default());
         report.proof = Some(Proof::default());
+        report.add_on_demand(PagerReport::default());
         let json = serde_json::to_value(&report).unwrap();
         let counts = [
+            "faults",
             "pages",
             "rounds",
             "strangers",
@@ -385,8 +402,17 @@ mod tests {
             let plain = counts.iter().any(|c| name.starts_with(c)) || units.iter().any(|u| name.ends_with(u));
             assert!(!value.is_number() || plain, "{name} has no unit");
         };
-        let objects =
-            [&json, &json["pages"], &json["bytes"], &json["rounds"][0], &json["downtime"], &json["proof"]];
+        let on_demand = &json["on_demand"];
+        let objects = [
+            &json,
+            &json["pages"],
+            &json["bytes"],
+            &json["rounds"][0],
+            &json["downtime"],
+            &json["proof"],
+            on_demand,
+            &on_demand["fault_latency"],
+        ];
         for object in objects {
             object.as_object().unwrap().iter().for_each(|(name, value)| check(name, value));
         }

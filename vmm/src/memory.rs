@@ -222,8 +222,17 @@ impl Residency {
 
     /// Appends those of `pages` (of a region mapped at `base`) that exist to `out`, as runs in order.
     pub fn of(&self, base: u64, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        self.find(base, pages, PAGE_IS_PFNZERO, out)
+    }
+
+    /// As [`Self::of`], with those that were only read: the zero page is mapped there.
+    pub fn touched(&self, base: u64, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        self.find(base, pages, 0, out)
+    }
+
+    fn find(&self, base: u64, pages: Range<u64>, without: u64, out: &mut Vec<Range<u64>>) -> io::Result<()> {
         if self.scan {
-            match self.scan(base, &pages, out) {
+            match self.scan(base, &pages, without, out) {
                 // Before Linux 6.7.
                 Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {}
                 other => return other,
@@ -232,7 +241,8 @@ impl Residency {
         self.read(base, pages, out)
     }
 
-    fn scan(&self, base: u64, pages: &Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
+    /// Pages of the category `without` are left out.
+    fn scan(&self, base: u64, pages: &Range<u64>, without: u64, out: &mut Vec<Range<u64>>) -> io::Result<()> {
         let mut found = [PageRegion::default(); SCAN_RANGES];
         let mut argument = PmScanArg {
             size: size_of::<PmScanArg>() as u64,
@@ -240,8 +250,8 @@ impl Residency {
             end: base + pages.end * PAGE_BYTES,
             vec: found.as_mut_ptr() as u64,
             vec_len: SCAN_RANGES as u64,
-            category_inverted: PAGE_IS_PFNZERO,
-            category_mask: PAGE_IS_PFNZERO,
+            category_inverted: without,
+            category_mask: without,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask: PAGE_IS_PRESENT,
             ..PmScanArg::default()
@@ -311,6 +321,17 @@ pub fn resident(
     Ok(())
 }
 
+/// Of each region of `ram`, the pages that this process has touched, if only to read them.
+pub fn touched(residency: &Residency, ram: &GuestRam) -> io::Result<Vec<(usize, Range<u64>)>> {
+    let mut all = Vec::new();
+    for (region, slot) in slots(ram).iter().enumerate() {
+        let mut runs = Vec::new();
+        residency.touched(slot.host_address, 0..slot.length_bytes / PAGE_BYTES, &mut runs)?;
+        all.extend(runs.into_iter().map(|run| (region, run)));
+    }
+    Ok(all)
+}
+
 fn push(run: Range<u64>, out: &mut Vec<Range<u64>>) {
     match out.last_mut() {
         Some(last) if last.end == run.start => last.end = run.end,
@@ -345,6 +366,17 @@ mod tests {
             let has = |page: u64| runs.iter().any(|run| run.contains(&page));
             assert!([3, 4, 5, 700, 4095].into_iter().all(has), "{runs:?}");
         }
+    }
+
+    #[test]
+    fn read_pages_are_touched_though_they_do_not_exist() {
+        let ram = map(16 << 20, &Backing::Anonymous).unwrap();
+        ram.read_obj::<u8>(GuestAddress(900 * PAGE_BYTES)).unwrap();
+        ram.write_obj(1u8, GuestAddress(3 * PAGE_BYTES)).unwrap();
+        let residency = Residency::new().unwrap();
+        let mut out = Vec::new();
+        residency.touched(slots(&ram)[0].host_address, 0..4096, &mut out).unwrap();
+        assert!([3, 900].iter().all(|page| out.iter().any(|run| run.contains(page))), "{out:?}");
     }
 
     #[test]
@@ -388,7 +420,7 @@ mod tests {
         let (ram, behind) = (map(1 << 20, &Backing::Anonymous).unwrap(), Behind::default());
         let (sender, ended) = std::sync::mpsc::channel();
         let told = Box::new(move |ending| drop(sender.send(ending)));
-        let Ok(pager) = Pager::start(&ram, std::sync::Arc::new(Fourth), told) else {
+        let Ok(pager) = Pager::start(&ram, &[], std::sync::Arc::new(Fourth), told) else {
             return eprintln!("SKIPPED: userfaultfd may not be used here");
         };
         assert!(behind.set_pager(pager).is_ok());

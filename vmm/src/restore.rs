@@ -17,7 +17,7 @@ use crate::config::{MacAddress, RestoreConfig, RestoreMode};
 use crate::configuration::ConfigurationError;
 use crate::host::UffdFacts;
 use crate::layout;
-use crate::memory::Backing;
+use crate::memory::{self, Backing};
 use crate::vm::Vm;
 
 /// Why a file can't be restored from.
@@ -81,6 +81,13 @@ impl Opened {
         Ok(Self { config: config.clone(), snapshot, mode, why })
     }
 
+    /// For a machine that is built already: its memory can't become the file any more.
+    #[must_use]
+    pub fn for_a_built_machine(self) -> Self {
+        let mode = if self.mode == RestoreMode::Mapped { RestoreMode::Eager } else { self.mode };
+        Self { mode, ..self }
+    }
+
     /// The way that was decided on, in words.
     pub fn way(&self) -> String {
         let way = match (self.mode, self.config.verify) {
@@ -123,13 +130,14 @@ impl Opened {
         Ok(Backing::File { file: file.into(), offsets })
     }
 
-    /// Makes `vm` the guest of this file, and starts it unless it was saved stopped or is to be `paused`. `on_end`
-    /// hears of the end of a memory that comes on demand.
+    /// Makes `vm` the guest of this file, and starts it unless it was saved stopped or is to be `paused`. `before_start`
+    /// is called when all else is done, `on_end` hears of the end of a memory that comes on demand.
     pub fn run(
         self,
         vm: Vm,
         paused: bool,
         control: &Control,
+        before_start: Box<dyn FnOnce() + Send>,
         on_end: OnEnd,
     ) -> Result<Received<Vm>, Box<ReceiveError<Vm>>> {
         let Self { config: RestoreConfig { path, verify, macs, .. }, snapshot, mode, .. } = self;
@@ -137,13 +145,19 @@ impl Opened {
             RestoreMode::Eager => Filling::Eager,
             RestoreMode::Mapped => Filling::Mapped { verify },
             RestoreMode::OnDemand => Filling::OnDemand(Box::new(|vm: &mut Vm, pages| {
-                let pager = Pager::start(vm.core().ram(), pages, on_end)
+                let held = memory::touched(&vm.residency, vm.core().ram());
+                let held = held.map_err(|error| VmError::new("the page map can't be read", error))?;
+                let pager = Pager::start(vm.core().ram(), &held, pages, on_end)
                     .map_err(|error| VmError::new("memory on demand", error))?;
                 let set = vm.core().behind().set_pager(pager);
                 set.map_err(|_| VmError::plain("this machine's memory has a pager already"))
             })),
         };
-        let renew = Box::new(move |vm: &mut Vm, ()| renew_identity(vm, &macs));
+        let renew = Box::new(move |vm: &mut Vm, ()| {
+            renew_identity(vm, &macs)?;
+            before_start();
+            Ok(())
+        });
         let received = destination::restore(vm, Restore { path, snapshot, filling, renew, paused }, control)?;
         if let Some(pager) = received.vm.core().behind().pager()
             && let Err(error) = pager.prefetch()

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tern_vmm::kvm::set_slot;
-use tern_vmm::vcpu::{self, Bus, Vcpu, VcpuEvent, VcpuSet};
+use tern_vmm::vcpu::{self, Bus, Offer, Template, Vcpu, VcpuEvent, VcpuSet};
 use tern_vmm::{layout, memory};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -65,7 +65,7 @@ fn an_access_in_two_halves_is_whole_when_the_vcpu_stands_still() {
     vm.set_tss_address(layout::KVM_TSS as usize).unwrap();
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).unwrap();
     vm.create_irq_chip().unwrap();
-    let template = vcpu::template(&kvm, 1, None, &[]).unwrap();
+    let template = Template::new(Offer::of(&kvm, &[]).unwrap(), 1);
     let msrs = vcpu::msr_indices(&kvm).unwrap();
     let mut only = Vcpu::new(&vm, 0, 1, &template, &msrs, ram.clone()).unwrap();
     let mut state = only.save().unwrap();

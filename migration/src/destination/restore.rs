@@ -11,6 +11,7 @@
 
 mod fill;
 mod pages;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::snapshot::{SnapshotError, SnapshotFile};
 use crate::stats::{Downtime, Report, Side, Status};
 use crate::vm::{DestinationVm, PAGE_BYTES, VmError};
 use pages::SnapshotPages;
+use watch::Watch;
 
 /// Called with the machine.
 pub type Act<V, A> = Box<dyn FnOnce(&mut V, A) -> Result<(), VmError> + Send>;
@@ -135,18 +137,18 @@ impl<V: DestinationVm> Attempt<'_, V> {
         path: &std::path::Path,
         filling: Filling<V>,
     ) -> Result<(), MigrationError> {
-        let cancel = &self.control.cancel;
         let named = |source| SnapshotError::In { path: path.to_owned(), source: Box::new(source) };
         match filling {
             Filling::Eager => {
-                let read = fill::read_all(snapshot, self.vm.ram(), cancel, named)?;
+                let watch = Watch::new(self.control, &self.report);
+                let read = fill::read_all(snapshot, self.vm.ram(), &watch, named)?;
                 self.report.pages.raw = read.stored;
                 self.report.pages.zero = read.zero;
                 self.report.bytes.page_data = read.stored * PAGE_BYTES;
                 self.report.remaining_bytes = Some(0);
             }
             Filling::Mapped { verify: true } => {
-                fill::verify_all(snapshot, cancel, named)?;
+                fill::verify_all(snapshot, &Watch::new(self.control, &self.report), named)?;
             }
             Filling::Mapped { verify: false } => {}
             Filling::OnDemand(put) => {

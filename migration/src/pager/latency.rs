@@ -20,7 +20,6 @@ pub(super) struct Latency {
 
 /// What they come to, in microseconds; percentiles are the upper end of their class, 12 % off at most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct LatencyReport {
     /// Half took no longer.
     pub p50_us: u64,

@@ -22,7 +22,12 @@ struct Region {
 impl Placed {
     /// No page is placed.
     pub(super) fn new(region_pages: &[u64]) -> Self {
-        let words = |pages: u64| (0..pages.div_ceil(WORD_PAGES)).map(|_| AtomicU64::new(0)).collect();
+        // Zeroed memory that nobody has touched yet, and that stays so: how long this takes doesn't depend on how
+        // much memory the guest has.
+        let words = |pages: u64| {
+            let zeroes = vec![0; usize::try_from(pages.div_ceil(WORD_PAGES)).unwrap_or(usize::MAX)];
+            zeroes.into_iter().map(AtomicU64::new).collect()
+        };
         let region = |pages: &u64| Region { pages: *pages, words: words(*pages) };
         Self {
             regions: region_pages.iter().map(region).collect(),

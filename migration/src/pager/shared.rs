@@ -91,7 +91,13 @@ impl Shared {
         })
     }
 
-    pub(super) fn register(&self) -> Result<(), PagerError> {
+    /// Makes all memory missing; `held`: the runs of a region that hold something now.
+    pub(super) fn register(&self, held: &[(usize, Range<u64>)]) -> Result<(), PagerError> {
+        for (region, pages) in held {
+            if let Some(span) = self.span(*region, pages.clone()) {
+                self.uffd.drop_pages(span)?;
+            }
+        }
         (0..self.bases.len()).try_for_each(|region| match self.span(region, 0..self.placed.pages(region)) {
             Some(span) => self.uffd.register(span),
             None => Ok(()),

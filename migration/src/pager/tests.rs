@@ -85,7 +85,7 @@ fn start(source: Pattern) -> Option<Setup> {
     ram.write_obj(7u64, GuestAddress(0)).unwrap();
     let (sender, end) = channel();
     let tell = Box::new(move |ending| drop(sender.send(ending)));
-    match Pager::start(&ram, Arc::new(source), tell) {
+    match Pager::start(&ram, &[(0, 0..1)], Arc::new(source), tell) {
         Ok(pager) => Some(Setup { ram, pager, end }),
         Err(PagerError::Unavailable { remedy }) => {
             eprintln!("SKIPPED: no userfaultfd: {remedy}");
@@ -247,7 +247,7 @@ fn a_source_that_answers_wrongly_is_refused() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let (sender, end) = channel();
         let tell = Box::new(move |ending| drop(sender.send(ending)));
-        let Ok(pager) = Pager::start(&ram, Arc::new(Liar(answer)), tell) else { return };
+        let Ok(pager) = Pager::start(&ram, &[], Arc::new(Liar(answer)), tell) else { return };
         pager.prefetch().unwrap();
         let Ending::Failed(error) = end.recv().unwrap() else { panic!("{answer:?} was taken") };
         assert!(error.source().unwrap().to_string().contains("1 to"), "{answer:?}");

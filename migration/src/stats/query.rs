@@ -48,7 +48,7 @@ fn ram(report: &Report) -> Value {
         "dirty-sync-count": report.rounds_forgotten + report.rounds.len() as u64,
         "pages-per-second": per_s(report.pages.sent() as f64) as u64,
         "multifd-bytes": 0,
-        "postcopy-requests": 0,
+        "postcopy-requests": report.on_demand.as_ref().map_or(0, |pager| pager.faults),
         "precopy-bytes": transferred,
         "downtime-bytes": report.rounds.iter().filter(|r| r.stopped).map(|r| r.wire_bytes).sum::<u64>(),
         "postcopy-bytes": 0,

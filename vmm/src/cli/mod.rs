@@ -31,6 +31,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 pub use exit::Exit;
+pub(crate) use progress::Progress;
 pub use terminal::RawMode;
 
 use crate::control::{CommandError, chain};

@@ -6,13 +6,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 /// A progress bar, or nothing.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
     /// A bar on stderr, if `wanted` and if someone looks.
-    pub(super) fn new(wanted: bool) -> Self {
+    pub(crate) fn new(wanted: bool) -> Self {
         let bar = (wanted && io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
             match ProgressStyle::with_template("{prefix:<9} [{bar:12}] {wide_msg}") {
@@ -24,7 +24,7 @@ impl Progress {
     }
 
     /// Shows an answer to `query-migrate`.
-    pub(super) fn show(&mut self, state: &Value) {
+    pub(crate) fn show(&mut self, state: &Value) {
         let Some(bar) = &self.bar else { return };
         bar.set_prefix(state["status"].as_str().unwrap_or("starting").to_owned());
         let total = number(&state["ram"]["total"]);
@@ -34,7 +34,7 @@ impl Progress {
     }
 
     /// Takes the bar away.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
@@ -50,6 +50,10 @@ fn message(state: &Value) -> String {
     let ram = &state["ram"];
     if !ram.is_object() {
         return String::new();
+    }
+    // Out of a file come no rounds.
+    if state["report"]["side"] == "destination" {
+        return ram["remaining"].as_u64().map(|left| format!("{} left", short(left))).unwrap_or_default();
     }
     // Megabits, as QMP has it. Rates are far below 2^53: a float is exact enough for people.
     let rate = (ram["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0) as u64;
@@ -94,6 +98,8 @@ mod tests {
         let state = json!({"status": "active", "expected-downtime": 40, "ram": ram});
         assert_eq!(message(&state), "round 3  512 MiB left  1.0 GiB/s  dirty 1.0 MiB/s  downtime ~40 ms");
         assert_eq!(message(&json!({"status": "setup"})), "");
+        let restore = json!({"ram": {"remaining": 512 << 20}, "report": {"side": "destination"}});
+        assert_eq!(message(&restore), "512 MiB left");
         assert_eq!([short(0), short(999), short(u64::MAX)], ["0 B", "999 B", "16777216 TiB"]);
     }
 

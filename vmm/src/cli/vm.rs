@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Exit, Failure, print, print_json};
+use crate::config::ByteSize;
 use crate::control::client::{Client, ClientError};
 
 /// Longest wait for a process that was told to end.
@@ -73,12 +74,32 @@ fn for_people(document: &Value) -> String {
             None => status.to_owned(),
         },
     };
-    format!(
+    let head = format!(
         "name       {} ({})\nstatus     {}\nvCPUs      {}\nmigration  {migration}\n",
         text(&document["name"]),
         text(&document["uuid"]),
         text(&document["status"]),
         document["cpus"],
+    );
+    head + &on_demand(&document["migration"]["report"])
+}
+
+/// How far memory is that comes on demand; empty where none does.
+fn on_demand(report: &Value) -> String {
+    let (pager, number) = (&report["on_demand"], |value: &Value| value.as_u64().unwrap_or_default());
+    if !pager.is_object() {
+        return String::new();
+    }
+    let of = |pages: &Value| ByteSize(number(pages).saturating_mul(number(&report["page_bytes"])));
+    let latency = &pager["fault_latency"];
+    format!(
+        "memory     {} of {} not here yet; {} waits for a page, half of them up to {} us, 99 % up to {} us, all up to {} us\n",
+        of(&pager["pages_left"]),
+        of(&pager["pages"]),
+        number(&pager["faults"]),
+        number(&latency["p50_us"]),
+        number(&latency["p99_us"]),
+        number(&latency["max_us"]),
     )
 }
 
@@ -123,6 +144,11 @@ mod tests {
             for_people(&document),
             "name       web (u)\nstatus     in-doubt\nvCPUs      2\nmigration  none\n"
         );
+        let latency = json!({"p50_us": 20, "p99_us": 300, "max_us": 4000});
+        let pager = json!({"pages": 256, "pages_left": 128, "faults": 7, "fault_latency": latency});
+        document["migration"]["report"] = json!({"page_bytes": 4096, "on_demand": pager});
+        let shown = for_people(&document);
+        assert!(shown.contains("512.0 KiB of 1.0 MiB") && shown.contains("99 % up to 300 us"), "{shown}");
         document["migration"] = json!({"status": "failed", "error-desc": "no route"});
         assert!(for_people(&document).ends_with("migration  failed: no route\n"));
     }

@@ -121,13 +121,16 @@ impl Machine {
         Ok(())
     }
 
-    /// Listens for a guest, at once and until one has come.
+    /// Listens for a guest, at once and until one has come. A file is there or isn't: nobody waits for it.
     pub(super) fn listen(&mut self, uri: &str, parameters: Parameters) -> Result<(), CommandError> {
         if let Some(receiver) = &self.receiver {
             let text = format!("this process already listens at {}", receiver.listener.uri());
             return Err(CommandError::illegal(text));
         }
         let uri = parse_uri(uri)?;
+        if let Uri::File { path } = uri {
+            return self.take_from_file(path, parameters);
+        }
         let listener = Listener::bind(&uri).map_err(|error| failed(&error))?;
         tracing::info!(uri = %listener.uri(), "waiting for a guest");
         self.awaited = parameters;
@@ -266,12 +269,14 @@ impl Machine {
                 self.has_arrived();
             }
             Ended::File(Err(failure)) => {
+                // Told by `migrate-incoming`, this process waits for another word.
+                let Some(Incoming::File(RestoreConfig { path, .. })) = &self.config.incoming else {
+                    return self.not_received(*failure);
+                };
+                let path = path.clone();
                 let ReceiveError { vm, error, .. } = *failure;
                 self.vm = Some(vm);
-                if let Some(Incoming::File(RestoreConfig { path, .. })) = &self.config.incoming {
-                    let path = path.clone();
-                    self.end(Err(RunError::NotRestored { path, source: Box::new(error) }));
-                }
+                self.end(Err(RunError::NotRestored { path, source: Box::new(error) }));
             }
             Ended::Destination(Err(failure)) => self.not_received(*failure),
         }

@@ -84,6 +84,14 @@ impl Machine {
         let current = self.attempt.as_ref().map(|attempt| attempt.control.report()).map(begun);
         let shown = current.filter(|report| report.status != Status::None);
         let shown = shown.or_else(|| self.former.as_ref().map(|control| control.report()));
+        let shown = shown.map(|mut report| {
+            // Its memory may still come from the file, though the guest runs.
+            let from_file = report.side == Side::Destination && report.transport == "file";
+            if let (true, Some(pager)) = (from_file, self.core.behind().pager()) {
+                report.add_on_demand(pager.report());
+            }
+            report
+        });
         let mut answer = shown.map_or_else(|| json!({}), |report| query_migrate(&report));
         // QMP's name; there only while something forbids it. Not asked while a migration has the machine, whose
         // devices may be busy then.

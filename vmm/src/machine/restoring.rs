@@ -1,14 +1,18 @@
 //! A guest from a file, as the main thread sees it.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use tern_migration::pager::{Ending, OnEnd, PagerError};
-use tern_migration::{Parameters, Side};
+use tern_migration::{Control, Parameters, Side, query_migrate};
 
-use crate::cli::Exit;
-use crate::control::{Event, chain};
+use crate::cli::{Exit, Progress};
+use crate::config::RestoreConfig;
+use crate::control::{CommandError, Event, chain};
 use crate::restore::Opened;
 
 use super::migration::Ended;
@@ -19,14 +23,27 @@ use super::{Machine, RunError};
 /// How long the main loop may take to end the process in order when memory is lost: it may be waiting for that
 /// memory itself.
 const LOST_TIMEOUT: Duration = Duration::from_secs(5);
+/// A person sees no more.
+const SHOWN_EVERY: Duration = Duration::from_millis(100);
 
 impl Machine {
+    /// Takes the guest from a file that a command has named, into the machine as it stands.
+    pub(super) fn take_from_file(
+        &mut self,
+        path: PathBuf,
+        parameters: Parameters,
+    ) -> Result<(), CommandError> {
+        if self.vm.is_none() || self.wants_new() {
+            return Err(CommandError::illegal("a guest is on its way here: wait for it, or cancel it"));
+        }
+        let opened = Opened::open(&RestoreConfig::new(path)).map_err(|error| CommandError::failed(&error))?;
+        self.restore(opened.for_a_built_machine(), parameters)
+    }
+
     /// Starts to take the guest from its file.
-    pub(super) fn restore(&mut self, opened: Opened) -> Result<(), RunError> {
+    pub(super) fn restore(&mut self, opened: Opened, parameters: Parameters) -> Result<(), CommandError> {
         let path = opened.config().path.clone();
-        let failed = |source| RunError::Host { what: "the restore can't begin", source };
-        let attempt = self.new_attempt(Side::Destination, Parameters::default());
-        let Attempt { control, .. } = attempt.map_err(|error| failed(io::Error::other(error.to_string())))?;
+        let Attempt { control, .. } = self.new_attempt(Side::Destination, parameters)?;
         let Some(vm) = self.vm.take() else { return Ok(()) };
         tracing::info!(path = %path.display(), "restoring, {}", opened.way());
         if opened.config().mode.is_none() {
@@ -34,8 +51,9 @@ impl Machine {
         }
         let (notices, paused) = (self.notices.clone(), self.config.paused);
         let on_end = on_end(self.notices.clone(), self.generation);
+        let shown = show_progress(&control);
         self.spawn(move || {
-            let end = opened.run(vm, paused, &control, on_end);
+            let end = opened.run(vm, paused, &control, shown, on_end);
             notices.post(Notice::Migration(Box::new(Ended::File(end))));
         });
         Ok(())
@@ -49,12 +67,12 @@ impl Machine {
         let line = json!({
             "restored": report.uri,
             "running": running,
-            "check-us": report.setup_us,
-            "memory-us": report.live_us,
-            "load-us": downtime.load_us,
-            "start-us": downtime.resume_us,
-            "total-us": report.total_us,
-            "pages-read": report.pages.raw,
+            "check_us": report.setup_us,
+            "memory_us": report.live_us,
+            "load_us": downtime.load_us,
+            "start_us": downtime.resume_us,
+            "total_us": report.total_us,
+            "pages_read": report.pages.raw,
         });
         // A reader that has gone is no error of the guest's.
         let _ = writeln!(io::stdout(), "{line}");
@@ -66,6 +84,36 @@ impl Machine {
         self.sink.post(Event::Shutdown { guest: false, reason: "host-error" });
         self.end(Err(RunError::MemoryLost { source: error }));
     }
+}
+
+/// Shows on a terminal how far memory is, until what this returns is called: then the terminal is the guest's.
+fn show_progress(control: &Arc<Control>) -> Box<dyn FnOnce() + Send> {
+    if !io::stderr().is_terminal() {
+        return Box::new(|| {});
+    }
+    let (control, ended) = (Arc::clone(control), Arc::new(AtomicBool::new(false)));
+    let seen = Arc::clone(&ended);
+    let show = move || {
+        let mut progress = Progress::new(true);
+        while !seen.load(Ordering::SeqCst) {
+            let report = control.report();
+            if report.status.is_final() {
+                break;
+            }
+            progress.show(&query_migrate(&report));
+            std::thread::park_timeout(SHOWN_EVERY);
+        }
+        progress.end();
+    };
+    let thread = std::thread::Builder::new().name("progress".into()).spawn(show).ok();
+    Box::new(move || {
+        ended.store(true, Ordering::SeqCst);
+        if let Some(thread) = thread {
+            thread.thread().unpark();
+            // A panic was reported by its own hook.
+            let _ = thread.join();
+        }
+    })
 }
 
 /// Hears of the end of a memory that comes on demand.

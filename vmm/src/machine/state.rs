@@ -1,5 +1,6 @@
 //! The machine as the main thread has it.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -130,7 +131,10 @@ impl Machine {
                     .map_err(|error| RunError::Incoming { uri, reason: error.to_string() })
             }
             Some(Incoming::File(_)) => match self.opened.take() {
-                Some(opened) => self.restore(opened),
+                Some(opened) => self.restore(opened, Parameters::default()).map_err(|error| RunError::Host {
+                    what: "the restore can't begin",
+                    source: io::Error::other(error.to_string()),
+                }),
                 None => Ok(()),
             },
             Some(_) => {

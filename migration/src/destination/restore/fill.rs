@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::cancel::Cancel;
+use super::watch::Watch;
 use crate::error::MigrationError;
 use crate::ram::RamView;
 use crate::snapshot::{PageEntry, SnapshotError, SnapshotFile};
@@ -54,7 +54,7 @@ impl Tally {
 pub(super) fn read_all(
     snapshot: &SnapshotFile,
     ram: &GuestRam,
-    cancel: &Cancel,
+    watch: &Watch<'_>,
     named: impl Fn(SnapshotError) -> SnapshotError + Sync,
 ) -> Result<Tally, MigrationError> {
     let starts: Vec<u64> = ram.iter().map(|region| region.start_addr().0).collect();
@@ -85,13 +85,13 @@ pub(super) fn read_all(
         }
         Ok(())
     };
-    all(snapshot, cancel, &named, work)
+    all(snapshot, watch, &named, work)
 }
 
 /// Compares all pages as a mapping of the file shows them with what was saved.
 pub(super) fn verify_all(
     snapshot: &SnapshotFile,
-    cancel: &Cancel,
+    watch: &Watch<'_>,
     named: impl Fn(SnapshotError) -> SnapshotError + Sync,
 ) -> Result<Tally, MigrationError> {
     let work = |region, pages: Range<u64>, buffer: &mut [u8], entries: &[PageEntry]| {
@@ -102,7 +102,7 @@ pub(super) fn verify_all(
         }
         Ok(())
     };
-    all(snapshot, cancel, &named, work)
+    all(snapshot, watch, &named, work)
 }
 
 fn verify_piece(
@@ -142,7 +142,7 @@ fn is_hole(snapshot: &SnapshotFile, offset: u64, length: u64) -> bool {
 /// Does `work` for each chunk of all regions, and compares the sum of the hashes with the one saved.
 fn all(
     snapshot: &SnapshotFile,
-    cancel: &Cancel,
+    watch: &Watch<'_>,
     named: &(impl Fn(SnapshotError) -> SnapshotError + Sync),
     work: impl Fn(usize, Range<u64>, &mut [u8], &[PageEntry]) -> Result<(), MigrationError> + Sync,
 ) -> Result<Tally, MigrationError> {
@@ -156,7 +156,7 @@ fn all(
         let (mut buffer, mut entries, mut tally) =
             (vec![0; PIECE_PAGES * PAGE], Vec::new(), Tally::default());
         while let Some((region, pages)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if cancel.is_cancelled() {
+            if watch.is_cancelled() {
                 return Err(Fault::Other(MigrationError::Cancelled));
             }
             if failed.load(Ordering::Relaxed) {
@@ -171,6 +171,7 @@ fn all(
                 return Err(fault);
             }
             tally.count(&entries);
+            watch.done(entries.len() as u64);
         }
         Ok(tally)
     };
