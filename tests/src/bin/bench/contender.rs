@@ -45,6 +45,21 @@ pub struct Machine {
     pub cmdline: String,
     /// Guest memory.
     pub memory_mib: u64,
+    /// vCPUs.
+    pub cpus: u32,
+    /// What it has beside the least.
+    pub devices: Option<Devices>,
+}
+
+/// A disk, a network, entropy, and a second console.
+#[derive(Debug, Clone)]
+pub struct Devices {
+    /// A raw file. Both sides of a migration have it.
+    pub disk: PathBuf,
+    /// The network namespace that has the TAPs.
+    pub namespace: String,
+    /// For the process in which the guest boots, and for the one to which it goes.
+    pub taps: [&'static str; 2],
 }
 
 /// What a process is started for.
@@ -64,6 +79,8 @@ impl Machine {
             initrd,
             cmdline: cmdline.to_owned(),
             memory_mib: 1024,
+            cpus: 1,
+            devices: None,
         }
     }
 
@@ -76,8 +93,12 @@ impl Machine {
     }
 
     fn tern(&self, programs: &Programs, role: Role) -> Command {
-        let mut command = Command::new(&programs.tern);
-        command.args(["run", "--memory", &format!("{}M", self.memory_mib)]);
+        let mut command = self.program(&programs.tern);
+        command.args(["run", "--memory", &format!("{}M", self.memory_mib), "--cpus", &self.cpus.to_string()]);
+        if let Some(devices) = &self.devices {
+            // Entropy and a second console it always has.
+            command.arg("--disk").arg(&devices.disk).args(["--net", &format!("tap={}", devices.tap(role))]);
+        }
         if role == Role::Await {
             command.args(["--incoming", "defer"]);
             return command;
@@ -93,10 +114,18 @@ impl Machine {
 
     /// No devices but those of microvm itself, and those at their smallest: what tern has, too.
     fn qemu(&self, programs: &Programs, role: Role) -> Command {
-        let mut command = Command::new(&programs.qemu);
-        let memory = self.memory_mib.to_string();
-        command.args(["-M", "microvm", "-enable-kvm", "-cpu", "host", "-smp", "1", "-m", &memory]);
+        let mut command = self.program(&programs.qemu);
+        let (memory, cpus) = (self.memory_mib.to_string(), self.cpus.to_string());
+        command.args(["-M", "microvm", "-enable-kvm", "-cpu", "host", "-smp", &cpus, "-m", &memory]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        if let Some(devices) = &self.devices {
+            command.arg("-drive").arg(format!("if=none,id=disk,format=raw,file={}", devices.disk.display()));
+            let tap = format!("tap,id=net,ifname={},script=no,downscript=no", devices.tap(role));
+            command.args(["-device", "virtio-blk-device,drive=disk", "-netdev", &tap]);
+            command.args(["-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device"]);
+            command.args(["-device", "virtio-serial-device", "-chardev", "null,id=hvc0"]);
+            command.args(["-device", "virtconsole,chardev=hvc0"]);
+        }
         if let Some(firmware) = &self.firmware {
             command.arg("-bios").arg(firmware);
         }
@@ -112,6 +141,31 @@ impl Machine {
         command
     }
 
+    fn program(&self, program: &Path) -> Command {
+        let Some(devices) = &self.devices else { return Command::new(program) };
+        let mut command = Command::new("ip");
+        // It becomes the program: the process has the same number.
+        command.args(["netns", "exec", &devices.namespace]).arg(program);
+        command
+    }
+
+    /// The command line that restores it from a file; `mode` is tern's. With the serial port on the standard output.
+    pub fn restore(&self, vmm: Vmm, programs: &Programs, file: &Path, mode: &[&str]) -> Command {
+        match vmm {
+            Vmm::Tern => {
+                let mut command = self.program(&programs.tern);
+                command.arg("restore").arg(file).args(["--serial", "stdio"]).args(mode);
+                command
+            }
+            Vmm::Qemu => {
+                let mut command = self.qemu(programs, Role::Boot);
+                command.args(["-serial", "stdio", "-global", "migration.mapped-ram=on", "-incoming"]);
+                command.arg(format!("file:{}", file.display()));
+                command
+            }
+        }
+    }
+
     /// Starts it, and waits until its control socket answers.
     pub fn boot(&self, vmm: Vmm, programs: &Programs) -> io::Result<Process> {
         Process::start(self.command(vmm, programs), vmm)
@@ -124,6 +178,13 @@ impl Machine {
             Vmm::Qemu => self.qemu(programs, Role::Await),
         };
         Process::start(command, vmm)
+    }
+}
+
+impl Devices {
+    fn tap(&self, role: Role) -> &'static str {
+        let [here, there] = self.taps;
+        if role == Role::Boot { here } else { there }
     }
 }
 
@@ -186,7 +247,8 @@ impl Process {
         std::fs::read(self.folder.path().join("serial")).unwrap_or_default()
     }
 
-    fn stderr(&self) -> String {
+    /// What the VMM itself has said.
+    pub fn stderr(&self) -> String {
         let bytes = std::fs::read(self.folder.path().join("stderr")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).trim().to_owned()
     }

@@ -6,6 +6,9 @@
 //! start_up            exec to first instruction, to pulse, to Linux   (first_instruction)
 //! footprint           memory of the process                           (accounting)
 //! migration           pulse moves: idle, rewriting, capped, at rest   (pulse_lines, accounting)
+//!                     and what the proof of equality costs
+//! state               the stop's part that is neither memory nor link, for machines of several sizes
+//! saving, restoring   pulse into a file, beside dd; from a file to its first instruction
 //! engine              parts of tern's engine alone
 //! statistics, table   medians, ratios, aims; a table and JSON
 //! ```
@@ -20,7 +23,10 @@ mod footprint;
 mod migration;
 mod plan;
 mod pulse_lines;
+mod restoring;
+mod saving;
 mod start_up;
+mod state;
 mod statistics;
 mod table;
 
@@ -44,7 +50,7 @@ struct Arguments {
     /// Runs of what takes long (boot of Linux, throughput) [default: a fifth of --runs, at least 3]
     #[arg(long, value_parser = at_least_one)]
     slow_runs: Option<usize>,
-    /// Only these groups: start-up, overhead, engine, boot, idle, rewriting, capped, throughput
+    /// Only these groups
     #[arg(long, value_delimiter = ',', value_parser = GROUPS)]
     only: Vec<String>,
     /// How memory moves between the two processes
@@ -62,10 +68,26 @@ struct Arguments {
     /// Where all figures are written
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
+    /// Folder on a disk with 10 GiB to spare, in which guests are saved
+    #[arg(long, default_value = "target")]
+    disk: PathBuf,
 }
 
-const GROUPS: [&str; 8] =
-    ["start-up", "overhead", "engine", "boot", "idle", "rewriting", "capped", "throughput"];
+const GROUPS: [&str; 13] = [
+    "start-up",
+    "overhead",
+    "engine",
+    "boot",
+    "idle",
+    "rewriting",
+    "capped",
+    "throughput",
+    "proof",
+    "state",
+    "save",
+    "save-disk",
+    "restore",
+];
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     let runs = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
@@ -99,7 +121,7 @@ fn bench(arguments: &Arguments) -> io::Result<()> {
                         &json!({ "host": host, "runs": plan.runs, "groups": groups }),
                     )?;
                 }
-                None => println!("{name}: not measured, the image {} is not built\n", arguments.image),
+                None => println!("{name}: not measured, {}\n", missing(name, &arguments.image)),
             }
         }
     }
@@ -115,12 +137,27 @@ fn measure(plan: &Plan, name: &str, image: &str) -> io::Result<Option<Group>> {
         ("overhead", _) => footprint::measure(plan).map(Some),
         ("engine", _) => Ok(Some(engine::measure(plan))),
         ("boot", _) => start_up::linux(plan, image),
+        ("proof", _) => migration::proof(plan).map(Some),
+        ("state", _) => state::measure(plan),
+        ("save", _) => saving::in_memory(plan),
+        ("save-disk", _) => saving::on_disk(plan).map(Some),
+        ("restore", _) => restoring::measure(plan).map(Some),
         _ => Err(io::Error::other(format!("there is no group {name}"))),
+    }
+}
+
+/// What a group needs and there isn't.
+fn missing(name: &str, image: &str) -> String {
+    match name {
+        "boot" => format!("the image {image} is not built"),
+        "save" => format!("there is no {}", saving::MEMORY),
+        _ => "it needs root, for a network of its own".to_owned(),
     }
 }
 
 fn make_plan(arguments: &Arguments) -> io::Result<Plan> {
     let folder = tempfile::Builder::new().prefix("tern-bench").tempdir()?;
+    std::fs::create_dir_all(&arguments.disk)?;
     let pulse = folder.path().join("pulse");
     std::fs::write(&pulse, tern_guest_images::PULSE)?;
     let tern = arguments.tern.clone().unwrap_or_else(tern_tests::binary::tern_binary);
@@ -131,6 +168,7 @@ fn make_plan(arguments: &Arguments) -> io::Result<Plan> {
         programs: Programs { tern, qemu: arguments.qemu.clone() },
         pulse,
         folder,
+        on_disk: tempfile::Builder::new().prefix("tern-bench").tempdir_in(&arguments.disk)?,
     })
 }
 

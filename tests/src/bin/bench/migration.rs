@@ -100,13 +100,15 @@ struct Moved {
     passes: f64,
     source_cpu_s: f64,
     destination_cpu_s: f64,
+    hash_ms: f64,
+    stopped_hash_ms: f64,
 }
 
 /// Runs one scenario.
 pub fn measure(plan: &Plan, scenario: &Scenario) -> io::Result<Group> {
     let runs = if scenario.slow { plan.slow_runs } else { plan.runs };
     let figures = plan.in_turns(&format!("migration, {}", scenario.name), runs, |vmm| {
-        let moved = migrate(plan, scenario, vmm)?;
+        let moved = migrate(plan, scenario, vmm, true)?;
         Ok([
             moved.total_ms,
             moved.until_running_ms,
@@ -142,7 +144,43 @@ pub fn measure(plan: &Plan, scenario: &Scenario) -> io::Result<Group> {
     })
 }
 
-fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm) -> io::Result<Moved> {
+/// What the proof of equality costs: tern moves the guest that rewrites its memory with it and without, in turns.
+pub fn proof(plan: &Plan) -> io::Result<Group> {
+    let [_, rewriting, ..] = &SCENARIOS;
+    let what = "migration, with and without its proof";
+    let both = plan.turns_of(&[Vmm::Tern], what, plan.runs, |vmm| {
+        let with = migrate(plan, rewriting, vmm, true)?;
+        let without = migrate(plan, rewriting, vmm, false)?;
+        let figures = |moved: &Moved| {
+            let Moved { total_ms, downtime_ms, sent_mib, source_cpu_s, destination_cpu_s, .. } = *moved;
+            [total_ms, downtime_ms, sent_mib, total_ms / sent_mib, source_cpu_s, destination_cpu_s]
+        };
+        let [a, b, c, d, e, f] = figures(&with);
+        let [g, h, i, j, k, l] = figures(&without);
+        Ok([a, g, b, h, c, i, d, j, e, k, f, l, with.hash_ms, with.stopped_hash_ms])
+    })?;
+    let rows = [
+        ("total", "ms"),
+        ("total without", "ms"),
+        ("downtime", "ms"),
+        ("downtime without", "ms"),
+        ("sent", "MiB"),
+        ("sent without", "MiB"),
+        ("total per MiB sent", "ms"),
+        ("total per MiB sent without", "ms"),
+        ("CPU of the source", "s"),
+        ("CPU of the source without", "s"),
+        ("CPU of the destination", "s"),
+        ("CPU of the destination without", "s"),
+        ("source: time in hashing", "ms"),
+        ("of it with the guest stopped", "ms"),
+    ];
+    let figures = rows.into_iter().zip(both).map(|((name, unit), pair)| Figure::new(name, unit, pair, None));
+    let setting = format!("migration of pulse with the proof of equality and without, {}", rewriting.setting);
+    Ok(Group { name: "proof", setting, figures: figures.collect() })
+}
+
+fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, verify: bool) -> io::Result<Moved> {
     // Each time: what the kernel hands out next may have lain idle, and the layer below may have taken it back.
     accounting::warm(WARM_BYTES)?;
     let machine = Machine::pulse(&plan.pulse, scenario.cmdline);
@@ -154,16 +192,15 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm) -> io::Result<Moved> {
     sleep(CONTROL);
 
     let (mut here, mut there) = (source.qmp(), destination.qmp());
-    let command = prepare(&mut here, vmm, &uri, scenario.max_bandwidth);
+    let mut command = prepare(&mut here, vmm, &uri, scenario.max_bandwidth);
+    if !verify {
+        command["capabilities"] = json!([{ "capability": "verify", "state": false }]);
+    }
     let cpu_before = [cpu_seconds(source.pid())?, cpu_seconds(destination.pid())?];
     let printed_before = source.serial().len();
     let begin = SystemTime::now();
     here.execute("migrate", command);
-    let completed = when(&here.wait_event_where("MIGRATION completed", |event| {
-        let status = event["data"]["status"].as_str().unwrap_or_default();
-        assert!(!["failed", "cancelled"].contains(&status), "{vmm:?}: the migration is {status}");
-        event["event"] == "MIGRATION" && status == "completed"
-    }));
+    let completed = when(&wait_until_completed(&mut here, vmm));
     let running = when(&there.wait_event("RESUME"));
     let cpu_after = [cpu_seconds(source.pid())?, cpu_seconds(destination.pid())?];
     let report = here.execute("query-migrate", json!({}));
@@ -178,6 +215,7 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm) -> io::Result<Moved> {
         let begin = begin.duration_since(UNIX_EPOCH).unwrap_or_default();
         (moment.as_secs_f64() - begin.as_secs_f64()) * 1e3
     };
+    let hash_ms = |name: &str| report["report"]["proof"][name].as_f64().unwrap_or(0.0) / 1e3;
     Ok(Moved {
         total_ms: since_ms(completed),
         until_running_ms: since_ms(running),
@@ -188,11 +226,22 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm) -> io::Result<Moved> {
         passes: report["ram"]["dirty-sync-count"].as_f64().unwrap_or(0.0),
         source_cpu_s: cpu_after[0] - cpu_before[0],
         destination_cpu_s: cpu_after[1] - cpu_before[1],
+        hash_ms: hash_ms("hash_us"),
+        stopped_hash_ms: hash_ms("stopped_hash_us"),
+    })
+}
+
+/// The event that says that a migration is complete.
+pub fn wait_until_completed(source: &mut Qmp, vmm: Vmm) -> Value {
+    source.wait_event_where("MIGRATION completed", |event| {
+        let status = event["data"]["status"].as_str().unwrap_or_default();
+        assert!(!["failed", "cancelled"].contains(&status), "{vmm:?}: the migration is {status}");
+        event["event"] == "MIGRATION" && status == "completed"
     })
 }
 
 /// Where the destination listens. A TCP port is free when it is looked for, which will do for a bench.
-fn listen(destination: &Process, transport: Transport) -> io::Result<String> {
+pub fn listen(destination: &Process, transport: Transport) -> io::Result<String> {
     let uri = match transport {
         Transport::Unix => format!("unix:{}", destination.socket().display()),
         Transport::Tcp => format!("tcp:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?),
@@ -202,7 +251,7 @@ fn listen(destination: &Process, transport: Transport) -> io::Result<String> {
 }
 
 /// Sets the parameters, and returns the arguments of `migrate`.
-fn prepare(source: &mut Qmp, vmm: Vmm, uri: &str, max_bandwidth: u64) -> Value {
+pub fn prepare(source: &mut Qmp, vmm: Vmm, uri: &str, max_bandwidth: u64) -> Value {
     match vmm {
         Vmm::Tern => json!({ "uri": uri, "parameters": { "max-bandwidth": max_bandwidth } }),
         Vmm::Qemu => {

@@ -32,6 +32,8 @@ pub struct Plan {
     pub pulse: PathBuf,
     /// Files of the bench.
     pub folder: TempDir,
+    /// A folder on a disk, for guests that are saved.
+    pub on_disk: TempDir,
 }
 
 /// The runs of one figure: tern's and QEMU's.
@@ -57,11 +59,22 @@ impl Plan {
         &self,
         what: &str,
         runs: usize,
+        measure: impl FnMut(Vmm) -> io::Result<[f64; N]>,
+    ) -> io::Result<[Pair; N]> {
+        self.turns_of(&BOTH, what, runs, measure)
+    }
+
+    /// As [`Self::in_turns`], where only these have a turn.
+    pub fn turns_of<const N: usize>(
+        &self,
+        vmms: &[Vmm],
+        what: &str,
+        runs: usize,
         mut measure: impl FnMut(Vmm) -> io::Result<[f64; N]>,
     ) -> io::Result<[Pair; N]> {
         let mut pairs = std::array::from_fn(|_| Pair::default());
         for run in 0..=runs {
-            for vmm in BOTH {
+            for &vmm in vmms {
                 eprint!("\r{what}: run {run} of {runs}, {vmm:?}    ");
                 let figures = measure(vmm)?;
                 if run > 0 {

@@ -20,7 +20,7 @@ pub enum Aim {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
     /// What is measured.
-    pub name: &'static str,
+    pub name: String,
     /// Of what.
     pub unit: &'static str,
     /// What is aimed at.
@@ -54,8 +54,8 @@ impl Aim {
 
 impl Figure {
     /// Of runs taken in turns.
-    pub fn new(name: &'static str, unit: &'static str, pair: Pair, aim: Option<Aim>) -> Self {
-        Self { name, unit, aim, tern: pair.tern, qemu: pair.qemu }
+    pub fn new(name: impl Into<String>, unit: &'static str, pair: Pair, aim: Option<Aim>) -> Self {
+        Self { name: name.into(), unit, aim, tern: pair.tern, qemu: pair.qemu }
     }
 
     /// tern's median over QEMU's.
@@ -92,7 +92,7 @@ impl Figure {
             (None, _) => String::new(),
         };
         let ratio = self.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
-        let name = [self.name, self.unit].join(if self.unit.is_empty() { "" } else { ", " });
+        let name = [&self.name, self.unit].join(if self.unit.is_empty() { "" } else { ", " });
         [name, cell(&self.tern), cell(&self.qemu), ratio, aim]
     }
 }
@@ -146,7 +146,13 @@ mod tests {
 
     fn figure(aim: Aim, tern: f64, qemu: f64) -> Figure {
         let samples = |value| Samples(vec![value]);
-        Figure { name: "total", unit: "ms", aim: Some(aim), tern: samples(tern), qemu: samples(qemu) }
+        Figure {
+            name: "total".to_owned(),
+            unit: "ms",
+            aim: Some(aim),
+            tern: samples(tern),
+            qemu: samples(qemu),
+        }
     }
 
     #[test]
