@@ -1,9 +1,10 @@
 //! One direction of a migration's connection as it stands in bytes, whole or cut short: for people who look at a
 //! recorded stream, and for tools. Never fails; what is damaged is said where it is.
 
+use std::fmt::Debug;
 use std::io::{self, Read};
 
-use tern_schema::{FieldInfo, Record};
+use tern_schema::{FieldInfo, Record, Rewrite};
 
 use crate::ram::{Encoding, PageRecord, RECORD_BYTES};
 use crate::wire::{self, FLAG_RUNNING, FrameType, HEADER_BYTES, Header};
@@ -151,7 +152,8 @@ impl<R: Read> Reading<R> {
         if header.frame == FrameType::State {
             return Ok(Content::State { running: header.flags & FLAG_RUNNING != 0, bytes: head });
         }
-        let (record, fields) = described(header.frame);
+        let (record, fields) =
+            described(header.frame).map_or(("", &[][..]), |known| (known.record, known.fields));
         Ok(Content::Message { record, fields, bytes: head })
     }
 
@@ -255,24 +257,45 @@ fn count(records: &[u8], data_bytes: u64) -> PageCount {
     pages
 }
 
-/// The record that a frame holds.
-fn described(frame: FrameType) -> (&'static str, &'static [FieldInfo]) {
-    fn of<R: Record>() -> (&'static str, &'static [FieldInfo]) {
-        (R::RECORD, R::fields())
+/// What a message's frame holds.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Message {
+    /// Name of the frame.
+    pub frame: &'static str,
+    /// Name of its record.
+    pub record: &'static str,
+    /// Its description.
+    pub fields: &'static [FieldInfo],
+    /// Reads one and writes it again.
+    pub rewrite: Rewrite,
+}
+
+/// All messages, in the order of their frames' numbers.
+#[doc(hidden)]
+pub fn messages() -> Vec<Message> {
+    wire::FRAMES.iter().filter_map(|row| described(row.frame)).collect()
+}
+
+/// The record that a frame holds; none: no message.
+fn described(frame: FrameType) -> Option<Message> {
+    fn of<R: Record + Debug>(frame: FrameType) -> Option<Message> {
+        let (record, fields) = (R::RECORD, R::fields());
+        Some(Message { frame: frame.info().name, record, fields, rewrite: tern_schema::rewrite::<R> })
     }
     match frame {
-        FrameType::Hello => of::<wire::Hello>(),
-        FrameType::Offer => of::<wire::Offer>(),
-        FrameType::Agreed => of::<wire::Agreed>(),
-        FrameType::Refused => of::<wire::Refused>(),
-        FrameType::RoundEnd => of::<wire::RoundEnd>(),
-        FrameType::Prepared => of::<wire::Prepared>(),
-        FrameType::Commit => of::<wire::Commit>(),
-        FrameType::Running => of::<wire::Running>(),
-        FrameType::Failed => of::<wire::Failed>(),
-        FrameType::Answer => of::<wire::Answer>(),
-        FrameType::Echo => of::<wire::Echo>(),
-        FrameType::Pages | FrameType::State | FrameType::Probe => ("", &[]),
+        FrameType::Hello => of::<wire::Hello>(frame),
+        FrameType::Offer => of::<wire::Offer>(frame),
+        FrameType::Agreed => of::<wire::Agreed>(frame),
+        FrameType::Refused => of::<wire::Refused>(frame),
+        FrameType::RoundEnd => of::<wire::RoundEnd>(frame),
+        FrameType::Prepared => of::<wire::Prepared>(frame),
+        FrameType::Commit => of::<wire::Commit>(frame),
+        FrameType::Running => of::<wire::Running>(frame),
+        FrameType::Failed => of::<wire::Failed>(frame),
+        FrameType::Answer => of::<wire::Answer>(frame),
+        FrameType::Echo => of::<wire::Echo>(frame),
+        FrameType::Pages | FrameType::State | FrameType::Probe => None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tern_schema::{Record, Writer, decode_record};
 
 pub(crate) use compare::{Compared, compare, refusal};
-pub(crate) use frame::{FLAG_ANSWER, FLAG_RUNNING, FrameType, HEADER_BYTES, Header, MAGIC};
+pub(crate) use frame::{FLAG_ANSWER, FLAG_RUNNING, FRAMES, FrameType, HEADER_BYTES, Header, MAGIC};
 pub(crate) use handshake::{Peer, greet, introduce};
 pub(crate) use message::{
     Agreed, Answer, Commit, Echo, Failed, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN,

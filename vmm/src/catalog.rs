@@ -10,9 +10,11 @@ use tern_devices::next::{AcpiPmV1, I8042V1, RtcV2 as RtcNewest, UptimeV1};
 #[cfg(not(feature = "next"))]
 use tern_devices::{AcpiPmV1, I8042V1, RtcV1 as RtcNewest};
 use tern_devices::{BlkV1, ConsoleV1, NetV1, RngV1, SerialV1, VmGenIdV1};
-use tern_migration::VmFacts;
+use tern_migration::snapshot::{Description, Index};
+use tern_migration::{VmFacts, stream};
 use tern_schema::{FieldInfo, Record, Rewrite, Section, SectionVersion, Walked, walk};
 
+use crate::configuration::ConfigurationV1;
 use crate::kvm::{ClockV1, IoapicV1, PicV1, PitV1};
 use crate::platform::PlatformV1;
 use crate::vcpu::VcpuV1;
@@ -38,10 +40,10 @@ pub struct CatalogSection {
 }
 
 /// A record that crosses a wire or is in a file, and is no section.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct CatalogRecord {
     /// Its name here.
-    pub name: &'static str,
+    pub name: String,
     /// The struct's name.
     pub record: &'static str,
     /// Its fields in order of declaration.
@@ -73,17 +75,36 @@ pub fn sections() -> Vec<CatalogSection> {
     ]
 }
 
-/// What the two sides tell each other of their machines before anything moves.
+/// All records that are no sections: what the two sides tell each other of their machines, what else is in a file,
+/// and the messages.
 pub fn records() -> Vec<CatalogRecord> {
-    vec![record::<VmFacts>("handshake-vm-facts"), record::<PlatformV1>("handshake-platform-v1")]
+    let mut records = vec![
+        record::<VmFacts>("handshake-vm-facts"),
+        record::<PlatformV1>("handshake-platform-v1"),
+        record::<Description>("snapshot-description"),
+        record::<ConfigurationV1>("snapshot-configuration-v1"),
+        record::<Index>("snapshot-index"),
+    ];
+    records.extend(stream::messages().into_iter().map(|message| CatalogRecord {
+        name: format!("message-{}", message.frame),
+        record: message.record,
+        fields: message.fields,
+        rewrite: message.rewrite,
+    }));
+    records
 }
 
 fn section<S: Section>(machines: Machines) -> CatalogSection {
     CatalogSection { name: S::NAME, machines, versions: SectionVersion::all::<S>() }
 }
 
-fn record<R: Record + Debug>(name: &'static str) -> CatalogRecord {
-    CatalogRecord { name, record: R::RECORD, fields: R::fields(), rewrite: tern_schema::rewrite::<R> }
+fn record<R: Record + Debug>(name: &str) -> CatalogRecord {
+    CatalogRecord {
+        name: name.to_owned(),
+        record: R::RECORD,
+        fields: R::fields(),
+        rewrite: tern_schema::rewrite::<R>,
+    }
 }
 
 /// One version of one section, if this build knows it.
