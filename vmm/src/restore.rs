@@ -75,7 +75,15 @@ impl Opened {
     /// # Errors
     /// The file is none, or is damaged, or what was asked for can't be had here.
     pub fn open(config: &RestoreConfig) -> Result<Self, RestoreError> {
-        let snapshot = Arc::new(SnapshotFile::open(&config.path)?);
+        Self::of(config, SnapshotFile::open(&config.path)?)
+    }
+
+    /// Decides for a file that is open already: the path may name another one by now, which a save has put there.
+    ///
+    /// # Errors
+    /// What was asked for can't be had here.
+    pub fn of(config: &RestoreConfig, snapshot: SnapshotFile) -> Result<Self, RestoreError> {
+        let snapshot = Arc::new(snapshot);
         let uffd = UffdFacts::probe();
         let (mode, why) = choose(config, &uffd, snapshot.is_mappable())?;
         Ok(Self { config: config.clone(), snapshot, mode, why })

@@ -98,14 +98,13 @@ pub(super) fn run(args: RestoreArgs) -> Result<Exit, Failure> {
     let saved_at = UNIX_EPOCH + Duration::from_millis(snapshot.index().saved_at_unix_ms);
     let unusable = |source| opened(RestoreError::Configuration { path: args.file.clone(), source });
     let saved = configuration::decode(snapshot.configuration()).map_err(unusable)?;
-    drop(snapshot);
     let (config, mut warnings) = args.config(saved, saved_at)?;
     config.check().map_err(|error| Failure::usage(&error))?;
     warnings.extend(advice::of(&config, host::memory_bytes()));
     for line in warnings {
         eprintln!("tern: warning: {line}");
     }
-    run::launch(config)
+    run::launch(config, Some(snapshot))
 }
 
 impl RestoreArgs {

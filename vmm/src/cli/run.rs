@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tern_migration::snapshot::SnapshotFile;
 use uuid::Uuid;
 
 use super::exit::Exit;
@@ -140,14 +141,15 @@ pub(super) fn run(args: RunArgs) -> Result<Exit, Failure> {
         eprintln!("tern: warning: {line}");
     }
     if !dry_run {
-        return launch(config);
+        return launch(config, None);
     }
     let plan = Plan::of(&config).map_err(|error| Failure::new(error.as_ref()))?;
     if json { print_json(&plan) } else { super::print(&plan.to_string()) }
 }
 
-pub(super) fn launch(config: VmConfig) -> Result<Exit, Failure> {
-    match machine::run(config) {
+/// Runs the machine to its end. `snapshot`: the file that `config` names as the guest's, if it is open already.
+pub(super) fn launch(config: VmConfig, snapshot: Option<SnapshotFile>) -> Result<Exit, Failure> {
+    match machine::run(config, snapshot) {
         // However it was asked to end, it did.
         Ok(
             ExitReason::PowerOff

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tern_migration::channel::Uri;
+use tern_migration::error::MigrationError;
 use tern_migration::source::{self, CheckReport};
-use tern_migration::{Control, Parameters, Side, SourceVm, Unobserved, VmFacts};
+use tern_migration::{Aspect, Control, Parameters, Side, SourceVm, Unobserved, VmFacts};
 
 use crate::control::{CommandError, Event, EventSink, MigrateRequest, chain};
+use crate::sections;
 
 use super::Machine;
 use super::migration::parse_uri;
@@ -25,6 +27,7 @@ enum State {
     Active,
     Completed(Box<Report>),
     Failed { uri: String, text: String },
+    Cancelled { uri: String },
 }
 
 /// What a check has found, and what follows from it for the guest as it is now.
@@ -41,7 +44,11 @@ struct Report {
 }
 
 impl Report {
-    fn new(found: CheckReport, memory_bytes: u64, limit_bytes_per_s: u64) -> Self {
+    fn new(mut found: CheckReport, blocked: Vec<String>, memory_bytes: u64, limit_bytes_per_s: u64) -> Self {
+        found.aspects.extend(blocked.into_iter().map(|reason| {
+            Aspect::differs("blocked", "can move now", reason, "any", "free the guest of what holds it here")
+        }));
+        found.fits = found.aspects.iter().all(Aspect::is_ok);
         let resident_bytes = resident_bytes().unwrap_or(memory_bytes).min(memory_bytes);
         let limit = if limit_bytes_per_s == 0 { u64::MAX } else { limit_bytes_per_s };
         let rate = found.link_bytes_per_s.min(limit).max(1);
@@ -62,7 +69,7 @@ impl Check {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_active(&self) -> bool {
+    pub(super) fn is_active(&self) -> bool {
         matches!(*self.state(), State::Active)
     }
 
@@ -76,17 +83,26 @@ impl Check {
             State::Active => json!({ "status": "active" }),
             State::Completed(report) => json!({ "status": "completed", "report": report }),
             State::Failed { uri, text } => json!({ "status": "failed", "uri": uri, "error-desc": text }),
+            State::Cancelled { uri } => json!({ "status": "cancelled", "uri": uri }),
         }
     }
 
-    /// The thread: asks, keeps the answer, and tells.
-    fn run(&self, facts: VmFacts, uri: &Uri, parameters: &Parameters, sink: &EventSink) {
+    /// The thread: asks, keeps the answer, and tells. `blocked`: why the machine can't move now, wherever to.
+    fn run(
+        &self,
+        facts: VmFacts,
+        blocked: Vec<String>,
+        uri: &Uri,
+        parameters: &Parameters,
+        sink: &EventSink,
+    ) {
         let memory_bytes = facts.memory.iter().map(|region| region.length_bytes).sum();
         let (state, status) = match source::check(facts, uri, parameters, &self.control) {
             Ok(found) => {
-                let report = Report::new(found, memory_bytes, parameters.max_bandwidth_bytes_per_s);
+                let report = Report::new(found, blocked, memory_bytes, parameters.max_bandwidth_bytes_per_s);
                 (State::Completed(Box::new(report)), "completed")
             }
+            Err(MigrationError::Cancelled) => (State::Cancelled { uri: uri.to_string() }, "cancelled"),
             Err(error) => (State::Failed { uri: uri.to_string(), text: chain(&error) }, "failed"),
         };
         *self.state() = state;
@@ -110,11 +126,12 @@ impl Machine {
         let failed = |error: std::io::Error| CommandError::failed(&error);
         let control = Control::new(Side::Source, Box::new(Unobserved)).map_err(failed)?;
         let facts = SourceVm::facts(vm);
+        let blocked = sections::blocked_reasons(self.core.devices().parts());
         let check = Check { state: Arc::new(Mutex::new(State::Active)), control };
         let (shared, sink, parameters) = (check.clone(), self.sink.clone(), request.parameters);
         std::thread::Builder::new()
             .name("check".to_owned())
-            .spawn(move || shared.run(facts, &uri, &parameters, &sink))
+            .spawn(move || shared.run(facts, blocked, &uri, &parameters, &sink))
             .map_err(failed)?;
         self.check = Some(check);
         Ok(())

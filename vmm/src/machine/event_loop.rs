@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
+use tern_migration::snapshot::SnapshotFile;
 
 use crate::config::VmConfig;
 use crate::control::event_queue;
@@ -58,13 +59,13 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
     move |source| RunError::Host { what, source }
 }
 
-pub(super) fn run(config: VmConfig) -> Result<ExitReason, RunError> {
+pub(super) fn run(config: VmConfig, snapshot: Option<SnapshotFile>) -> Result<ExitReason, RunError> {
     let mut signals = Signals::new().map_err(io("signals can't be taken"))?;
     let (sink, events) = event_queue().map_err(io("an eventfd can't be had"))?;
     let (notices, inbox) = notice::channel().map_err(io("an eventfd can't be had"))?;
     let mut manager = Manager::new().map_err(host("the event loop can't be made"))?;
     let woken_by_notices = inbox.wake.as_raw_fd();
-    let machine = Machine::new(config, sink, notices, inbox)?;
+    let machine = Machine::new(config, snapshot, sink, notices, inbox)?;
     let plugs = machine.plugs();
     let lines = [&plugs.reset, &plugs.power_off].map(|line| line.as_raw_fd());
     let woken_by = lines.into_iter().chain([woken_by_notices, signals.0.as_raw_fd()]).collect();

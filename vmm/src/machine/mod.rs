@@ -25,6 +25,8 @@ pub use booting::{Plan, plan};
 pub use error::RunError;
 pub use state::Machine;
 
+use tern_migration::snapshot::SnapshotFile;
+
 use crate::config::VmConfig;
 
 /// Why a machine ended without an error.
@@ -42,10 +44,11 @@ pub enum ExitReason {
     Discarded,
 }
 
-/// Runs a machine to its end.
+/// Runs a machine to its end. `snapshot`: the file that `config` names as the guest's, if it is open already, such
+/// as `config` was read from.
 ///
 /// # Errors
 /// [`RunError`]: it could not be built or booted, or a vCPU failed.
-pub fn run(config: VmConfig) -> Result<ExitReason, RunError> {
-    event_loop::run(config)
+pub fn run(config: VmConfig, snapshot: Option<SnapshotFile>) -> Result<ExitReason, RunError> {
+    event_loop::run(config, snapshot)
 }

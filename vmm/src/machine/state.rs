@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tern_migration::snapshot::SnapshotFile;
 use tern_migration::{Control, LiveParameters, Parameters};
 
 use crate::config::{Incoming, MacAddress, VmConfig};
@@ -70,13 +71,15 @@ impl Machine {
     /// Builds the machine; nothing runs yet.
     pub(super) fn new(
         config: VmConfig,
+        snapshot: Option<SnapshotFile>,
         sink: EventSink,
         notices: Notices,
         inbox: Inbox,
     ) -> Result<Self, RunError> {
         // The file first: what is wrong with it is known at once.
-        let opened_file = match &config.incoming {
-            Some(Incoming::File(file)) => Some(Opened::open(file)?),
+        let opened_file = match (&config.incoming, snapshot) {
+            (Some(Incoming::File(file)), Some(snapshot)) => Some(Opened::of(file, snapshot)?),
+            (Some(Incoming::File(file)), None) => Some(Opened::open(file)?),
             _ => None,
         };
         let backing = opened_file.as_ref().map(|file| file.backing(config.memory_bytes)).transpose()?;
@@ -260,15 +263,8 @@ impl Machine {
         self.generation += 1;
         self.ends.plugs.renew();
         let (backing, plugs) = (Backing::Anonymous, &self.ends.plugs);
-        let vm = build(
-            &self.host,
-            &self.config,
-            &backing,
-            plugs,
-            &self.sink,
-            &self.notices,
-            self.generation,
-        )?;
+        let vm =
+            build(&self.host, &self.config, &backing, plugs, &self.sink, &self.notices, self.generation)?;
         self.core = Arc::clone(vm.core());
         self.vm = Some(vm);
         if paused {
