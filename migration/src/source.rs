@@ -190,6 +190,11 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         }
     }
 
+    /// A guest that is kept and doesn't go on: nobody waits for it, and another round would only take longer.
+    fn stays_stopped(&self) -> bool {
+        !self.carrier.gives_away() && !self.live.get().capabilities.keep_running
+    }
+
     fn set_status(&mut self, status: Status) {
         self.report.status = status;
         self.publish();

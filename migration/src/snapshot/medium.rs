@@ -6,15 +6,15 @@
 )]
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::head::MAGIC;
+use super::head::{DESCRIPTION_OFFSET, MAGIC};
 use super::reader::other_kind;
 use super::save_error::SaveError;
 
@@ -33,11 +33,16 @@ pub(crate) trait Medium: Send + Sync {
     fn sync_part(&self, range: Range<u64>);
     /// Brings all of the file to the disk.
     fn sync(&self) -> io::Result<()>;
+    /// Is there still nothing at the file's path that must stay?
+    fn check_place(&self) -> Result<(), SaveError>;
     /// Gives the file its name, in place of an older one.
     fn publish(&self) -> io::Result<()>;
     /// Brings the name to the disk.
     fn sync_folder(&self) -> io::Result<()>;
 }
+
+/// All of the guest's memory is in it: only the user who saved reads it.
+const MODE: u32 = 0o600;
 
 /// A file on a disk.
 #[derive(Debug)]
@@ -52,7 +57,7 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Opens and locks `PATH.partial`, and empties it: one that a killed process has left is taken over.
+    /// Opens and locks `PATH.partial`, and empties it: one that a killed save of this user has left is taken over.
     pub(crate) fn create(path: &Path, direct_io: bool) -> Result<Self, SaveError> {
         let (path, partial, folder) = names(path)?;
         let failed = |source| SaveError::create(&path, source);
@@ -101,7 +106,7 @@ fn locked(partial: &Path, path: &Path) -> Result<File, SaveError> {
     // Whoever held the lock before may have renamed or removed the file meanwhile: then it isn't ours.
     loop {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.read(true).write(true).create(true).truncate(false).mode(MODE);
         options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
         let file = match options.open(partial) {
             Ok(file) => file,
@@ -123,9 +128,33 @@ fn locked(partial: &Path, path: &Path) -> Result<File, SaveError> {
         }
         let same = |there: fs::Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
         if partial.symlink_metadata().is_ok_and(same) {
+            // SAFETY: geteuid takes nothing and can't fail.
+            require_leftover(&file, partial, unsafe { libc::geteuid() })?;
+            file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
             return Ok(file);
         }
     }
+}
+
+/// Has a save of `user` made this file? It is emptied, and whoever owns it owns what is saved in it.
+fn require_leftover(file: &File, partial: &Path, user: u32) -> Result<(), SaveError> {
+    let failed = |source| SaveError::create(partial, source);
+    let found = file.metadata().map_err(failed)?;
+    let taken = |why| Err(SaveError::Taken { path: partial.to_owned(), why });
+    if found.uid() != user {
+        return taken("belongs to another user");
+    }
+    if found.nlink() != 1 {
+        return taken("has a second name (a hard link)");
+    }
+    // Up to the description it is all zero until the head is written, which nothing else is that has content.
+    let mut first = vec![0; DESCRIPTION_OFFSET as usize];
+    let length = file.read_at(&mut first, 0).map_err(failed)?;
+    first.truncate(length);
+    if first.starts_with(&MAGIC) || first.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    taken("holds something else than an unfinished save")
 }
 
 /// An exclusive lock that belongs to the open file and ends with it (fcntl(2), "Open file description locks").
@@ -208,6 +237,10 @@ impl Medium for Partial {
         self.file.sync_all()
     }
 
+    fn check_place(&self) -> Result<(), SaveError> {
+        check_older(&self.path)
+    }
+
     fn publish(&self) -> io::Result<()> {
         fs::rename(&self.partial, &self.path)?;
         self.published.store(true, Ordering::Relaxed);
@@ -226,5 +259,43 @@ impl Drop for Partial {
             // What can't be removed is taken over by the next save to this path.
             let _ = fs::remove_file(&self.partial);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_save_of_the_same_user_has_left_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm");
+        let partial = folder.path().join("vm.partial");
+        let create = || Partial::create(&path, false).map(drop).map_err(|error| error.to_string());
+        let mut late = vec![0; 8192];
+        late[1024] = 1;
+        for foreign in [&b"a person's notes"[..], b"TERN", &late] {
+            fs::write(&partial, foreign).unwrap();
+            assert!(create().unwrap_err().contains("vm.partial holds something else"));
+            assert_eq!(fs::read(&partial).unwrap(), foreign);
+        }
+        late[1024] = 0;
+        late[4096] = 1;
+        for left in [&b""[..], b"TERNSNAP and more", &late] {
+            fs::write(&partial, left).unwrap();
+            fs::set_permissions(&partial, Permissions::from_mode(0o666)).unwrap();
+            let made = Partial::create(&path, false).unwrap();
+            let found = made.file.metadata().unwrap();
+            assert_eq!((found.len(), found.mode() & 0o777), (0, 0o600));
+            made.publish().unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        }
+        fs::write(&partial, "").unwrap();
+        fs::hard_link(&partial, folder.path().join("other")).unwrap();
+        assert!(create().unwrap_err().contains("has a second name"));
+        let file = File::open(&path).unwrap();
+        let other_user = file.metadata().unwrap().uid().wrapping_add(1);
+        let error = require_leftover(&file, &path, other_user).unwrap_err();
+        assert!(error.to_string().contains("belongs to another user") && error.code() == "file-taken");
     }
 }

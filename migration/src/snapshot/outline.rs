@@ -6,7 +6,7 @@ use super::{Description, Head, Index, Layout, ReadAt, SnapshotError, source};
 use crate::vm::PAGE_BYTES;
 
 /// Longest state: as on a connection.
-const STATE_MAX_BYTES: u64 = 64 << 20;
+pub(super) const STATE_MAX_BYTES: u64 = 64 << 20;
 
 /// The parts of a file but for its pages. A part is `None` where the part that leads to it can't be read.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use tern_schema::encode_record;
 use super::head::{DESCRIPTION_MAX_BYTES, DESCRIPTION_OFFSET};
 use super::ledger::Totals;
 use super::medium::{Medium, Partial};
+use super::outline::STATE_MAX_BYTES;
 use super::save_error::SaveError;
 use super::workers::{Fault, Workers};
 use super::{Description, Extent, Head, Index, Layout, SnapshotError};
@@ -82,6 +83,11 @@ impl<'a> SaveFile<'a> {
     fn opened(&self) -> Result<&Open, MigrationError> {
         // The engine comes to terms before anything else.
         self.open.as_ref().ok_or_else(|| SaveError::NoName { path: self.path.clone() }.into())
+    }
+
+    fn too_long(&self, part: &'static str, found: u64, max: u64) -> MigrationError {
+        let source = SnapshotError::Limit { part, field: "length", found, max };
+        SaveError::Format { path: self.path.clone(), source }.into()
     }
 
     fn medium(&self) -> Result<&dyn Medium, MigrationError> {
@@ -161,9 +167,7 @@ impl Carrier for SaveFile<'_> {
         let layout = Layout::of(&description.facts.memory).map_err(format)?;
         let bytes = encode_record(&description);
         if bytes.len() as u64 > DESCRIPTION_MAX_BYTES {
-            let (part, field) = ("description", "length");
-            let (found, max) = (bytes.len() as u64, DESCRIPTION_MAX_BYTES);
-            return Err(format(SnapshotError::Limit { part, field, found, max }).into());
+            return Err(self.too_long("description", bytes.len() as u64, DESCRIPTION_MAX_BYTES));
         }
         let Some(medium) = self.medium.take() else { return Err(MigrationError::Cancelled) };
         let length = layout.state_offset;
@@ -211,6 +215,10 @@ impl Carrier for SaveFile<'_> {
     }
 
     fn state(&mut self, state: &[u8], running: bool) -> Result<u64, MigrationError> {
+        // Nobody could read it.
+        if state.len() as u64 > STATE_MAX_BYTES {
+            return Err(self.too_long("state", state.len() as u64, STATE_MAX_BYTES));
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if let Some(open) = &mut self.open {
             open.state = state.to_vec();
@@ -230,12 +238,19 @@ impl Carrier for SaveFile<'_> {
         self.sync(file_bytes)
     }
 
-    fn commit(&mut self, _: &Commit) -> Result<u64, MigrationError> {
+    fn commit(&mut self, _: &Commit, report: &mut Report) -> Result<u64, MigrationError> {
+        // A save takes long: somebody may have put a file there meanwhile.
+        self.medium()?.check_place()?;
         self.medium()?.publish().map_err(|error| self.failed(("naming", error)))?;
-        // From here on there is no partial file to remove.
-        let Some(open) = self.open.take() else { return Ok(0) };
-        let synced = open.workers.shared.medium.sync_folder();
-        synced.map_err(|error| self.failed(("syncing the folder of", error)))?;
+        // From here on the file is there, whole, under its name, and there is nothing to remove.
+        if let Some(open) = self.open.take()
+            && let Err(error) = open.workers.shared.medium.sync_folder()
+        {
+            report.warnings.push(format!(
+                "{} is saved, but its name may not survive a power failure: its folder can't be synced: {error}",
+                self.path.display()
+            ));
+        }
         Ok(0)
     }
 

@@ -30,6 +30,14 @@ pub enum SaveError {
         /// The path.
         path: PathBuf,
     },
+    /// The name that the file has while it is written is somebody else's.
+    #[error("{path} {why}, and would be written over: remove it, or give another path")]
+    Taken {
+        /// That name.
+        path: PathBuf,
+        /// Such as `belongs to another user`.
+        why: &'static str,
+    },
     /// Another save to the same path is under way.
     #[error("{path} is already being written by another process; wait for it, or give another path")]
     Busy {
@@ -130,6 +138,7 @@ impl SaveError {
             Self::NoName { .. } => "no-file-name",
             Self::NotRegular { .. } => "not-regular",
             Self::NotOurs { .. } => "not-a-snapshot",
+            Self::Taken { .. } => "file-taken",
             Self::Busy { .. } => "file-busy",
             Self::Create { .. } => "file-create",
             Self::DirectIo { .. } => "direct-io",

@@ -71,8 +71,9 @@ pub(crate) trait Carrier {
         None
     }
 
-    /// Makes it final. Returns how long the other end took to start the guest.
-    fn commit(&mut self, commit: &Commit) -> Result<u64, MigrationError>;
+    /// Makes it final; what went wrong without undoing that goes into `report`. Returns how long the other end took
+    /// to start the guest.
+    fn commit(&mut self, commit: &Commit, report: &mut Report) -> Result<u64, MigrationError>;
 
     /// Bytes so far that are neither pages, their records nor state.
     fn message_bytes(&self) -> u64;

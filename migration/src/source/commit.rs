@@ -66,7 +66,7 @@ impl<V: SourceVm> Offered<'_, '_, V> {
     pub(super) fn commit(self) -> Result<Outcome, MigrationError> {
         let Self { attempt, stop_started, mut downtime } = self;
         let gives_away = attempt.carrier.gives_away();
-        let resumed = !gives_away && attempt.live.get().capabilities.keep_running;
+        let resumed = !gives_away && !attempt.stays_stopped();
         if resumed {
             downtime.resume_us = timed(|| attempt.keep_running())?;
             downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
@@ -85,7 +85,7 @@ impl<V: SourceVm> Offered<'_, '_, V> {
         let Downtime { stop_us, state_save_us, final_ram_us, state_send_us, .. } = downtime;
         let live_us = Some(attempt.report.live_us);
         let commit = Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us };
-        let resume_us = attempt.carrier.commit(&commit)?;
+        let resume_us = attempt.carrier.commit(&commit, &mut attempt.report)?;
         if gives_away {
             downtime.resume_us = resume_us;
             downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);

@@ -103,7 +103,7 @@ impl Carrier for Link<'_> {
         Ok(prepared.load_us)
     }
 
-    fn commit(&mut self, commit: &Commit) -> Result<u64, MigrationError> {
+    fn commit(&mut self, commit: &Commit, _: &mut Report) -> Result<u64, MigrationError> {
         self.wire.ignore_cancel();
         self.wire.send(FrameType::Commit, commit, "handing the guest over")?;
         let waiting = "waiting for the peer to say that the guest runs";

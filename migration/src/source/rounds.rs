@@ -70,6 +70,9 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             let figures = self.figures();
             self.attempt.report.expected_downtime_ms = Some(figures.expected_us().div_ceil(1000));
             self.attempt.publish_if_old();
+            if self.attempt.stays_stopped() {
+                return self.stop();
+            }
             match figures.decide() {
                 Decision::Stop => return self.stop(),
                 Decision::Another { within_limit } => self.rounds_within_limit += u32::from(within_limit),

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Builder;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -176,17 +177,8 @@ fn all(
         Ok(tally)
     };
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
-    let results: Vec<Result<Tally, Fault>> = std::thread::scope(|scope| {
-        let started: Vec<_> = (1..threads).map(|_| scope.spawn(turn)).collect();
-        let own = turn();
-        let joined = started.into_iter().map(|thread| match thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        std::iter::once(own).chain(joined.collect::<Vec<_>>()).collect()
-    });
     let mut sum = Tally::default();
-    for result in results {
+    for result in in_threads(threads, Builder::new, &turn) {
         match result {
             Ok(tally) => sum.add(tally),
             Err(Fault::File(error)) => return Err(named(error).into()),
@@ -200,7 +192,36 @@ fn all(
     Ok(sum)
 }
 
+/// Does `turn` in so many threads, this one among them; in fewer, if the host has no more.
+fn in_threads<T: Send>(threads: usize, make: fn() -> Builder, turn: &(impl Fn() -> T + Sync)) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let start = |_| make().name("restore".into()).spawn_scoped(scope, turn).ok();
+        let started: Vec<_> = (1..threads).map_while(start).collect();
+        let own = turn();
+        let joined = started.into_iter().map(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        std::iter::once(own).chain(joined).collect()
+    })
+}
+
 enum Fault {
     File(SnapshotError),
     Other(MigrationError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_threads_reads_with_the_one_there_is() {
+        let done = AtomicUsize::new(0);
+        let turn = || done.fetch_add(1, Ordering::Relaxed);
+        // No host has room for such a stack.
+        let refused = || Builder::new().stack_size(usize::MAX >> 2);
+        assert_eq!(in_threads(4, refused, &turn), [0]);
+        assert_eq!(in_threads(4, Builder::new, &turn).len(), 4);
+    }
 }

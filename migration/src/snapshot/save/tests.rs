@@ -202,6 +202,9 @@ impl Medium for Troubled {
         self.call("sync")?;
         self.inner.sync()
     }
+    fn check_place(&self) -> Result<(), SaveError> {
+        self.inner.check_place()
+    }
     fn publish(&self) -> io::Result<()> {
         self.call("publish")?;
         self.inner.publish()
@@ -254,8 +257,14 @@ fn whatever_fails_the_guest_goes_on_and_the_older_file_stays() {
                         && end.vm.calls(Call::DirtyLogStop) == end.vm.calls(Call::DirtyLogStart)
                 );
             }
-            // Only a hint to the kernel.
-            Outcome::Saved { .. } => assert_eq!(name, "sync_part"),
+            // Only a hint to the kernel; and what comes once the file has its name.
+            Outcome::Saved { .. } => {
+                let warnings = control.report().warnings;
+                let warned =
+                    matches!(&warnings[..], [one] if one.contains("may not survive a power failure"));
+                let expected = if warned { "sync_folder" } else { "sync_part" };
+                assert_eq!((name, warnings.len()), (expected, usize::from(warned)), "{warnings:?}");
+            }
             other => panic!("{name}: {other:?}"),
         }
         let kept = fs::read(&path).unwrap() == OLDER.as_bytes();
@@ -322,7 +331,7 @@ fn one_path_has_one_writer_at_a_time() {
     drop(first);
     assert!(files(folder.path()).is_empty());
     // A killed process leaves one.
-    fs::write(folder.path().join("vm.partial"), vec![7; 5 << 20]).unwrap();
+    fs::write(folder.path().join("vm.partial"), [&b"TERNSNAP"[..], &[7; 5 << 20]].concat()).unwrap();
     let end = save(end.vm, &path, "{}");
     assert!(matches!(end.outcome, Outcome::Saved { .. }), "{:?}", end.outcome);
     assert_holds(&path, &end.vm);
@@ -357,6 +366,61 @@ fn paths_that_can_not_be_files_are_named_before_anything_happens() {
     fs::write(at("empty"), "").unwrap();
     let end = save(restless(), &at("empty"), "{}");
     assert!(matches!(end.outcome, Outcome::Saved { .. }), "{:?}", end.outcome);
+}
+
+/// Somebody puts another file where the save goes.
+struct Intruding(PathBuf);
+
+impl Observer for Intruding {
+    fn status(&self, status: Status) {
+        if status == Status::Device {
+            fs::write(&self.0, "a person's notes").unwrap();
+        }
+    }
+    fn pass(&self, _: u32) {}
+}
+
+#[test]
+fn a_file_that_appears_meanwhile_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm");
+    let control = Control::new(Side::Source, Box::new(Intruding(path.clone()))).unwrap();
+    let end = save_over(restless(), &path, Plan::default(), &control);
+    let Outcome::Failed(error) = end.outcome else { panic!("{:?}", end.outcome) };
+    assert_eq!(error.code(), "not-a-snapshot", "{}", error.text());
+    assert!(end.vm.is_running() && fs::read(&path).unwrap() == b"a person's notes");
+    assert_eq!(files(folder.path()), ["vm"]);
+}
+
+#[test]
+fn a_state_that_nobody_could_read_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (control, path) = (control(), folder.path().join("vm"));
+    let mut file = SaveFile::create(&path, &Parameters::default(), &control).unwrap();
+    let mut state = vec![0; STATE_MAX_BYTES as usize + 1];
+    let error = file.state(&state, true).unwrap_err();
+    assert!(error.code() == "file-format" && error.text().contains("67108865"), "{}", error.text());
+    state.pop();
+    file.state(&state, true).unwrap();
+}
+
+#[test]
+fn a_guest_that_stays_stopped_is_stopped_after_one_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let (control, path) = (control(), folder.path().join("vm"));
+    let uri = Uri::File { path: path.clone() };
+    let options = Options {
+        region_pages: vec![700, 3000],
+        working_set_pages: 900,
+        writes_per_call: 50,
+        ..Options::default()
+    };
+    let live = live(r#"{"downtime-limit": 1}"#);
+    let end = source::migrate_to(FakeVm::booted(options).unwrap(), &uri, &live, &control);
+    assert!(matches!(end.outcome, Outcome::Saved { resumed: false }), "{:?}", end.outcome);
+    assert_holds(&path, &end.vm);
+    let stopped: Vec<bool> = control.report().rounds.iter().map(|round| round.stopped).collect();
+    assert_eq!(stopped, [false, true]);
 }
 
 #[test]
