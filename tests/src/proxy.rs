@@ -96,20 +96,27 @@ struct Shared {
     released: Condvar,
     links: Mutex<Vec<Link>>,
     bytes: [AtomicU64; 2],
+    /// What has gone to the destination, if somebody wants it.
+    record: Option<Mutex<Vec<u8>>>,
 }
 
 impl Proxy {
     /// A link to `target` (`tcp:..` or `unix:..`) without a fault.
     pub fn new(target: &str) -> Self {
-        Self::start(target, None)
+        Self::start(target, None, false)
+    }
+
+    /// A link to `target` without a fault, that keeps what goes to the destination.
+    pub fn recording(target: &str) -> Self {
+        Self::start(target, None, true)
     }
 
     /// A link to `target` with a fault. It happens on the first connection that gets there.
     pub fn with(target: &str, direction: Direction, place: Place, fault: Fault) -> Self {
-        Self::start(target, Some((direction, place, fault)))
+        Self::start(target, Some((direction, place, fault)), false)
     }
 
-    fn start(target: &str, fault: Option<(Direction, Place, Fault)>) -> Self {
+    fn start(target: &str, fault: Option<(Direction, Place, Fault)>, record: bool) -> Self {
         let listener = Listener::like(target).unwrap_or_else(|error| panic!("proxy: {error}"));
         let uri = listener.uri();
         let shared = Arc::new(Shared {
@@ -119,6 +126,7 @@ impl Proxy {
             released: Condvar::new(),
             links: Mutex::new(Vec::new()),
             bytes: [AtomicU64::new(0), AtomicU64::new(0)],
+            record: record.then(Mutex::default),
         });
         let (for_thread, target) = (Arc::clone(&shared), target.to_owned());
         std::thread::spawn(move || {
@@ -153,6 +161,12 @@ impl Proxy {
     pub fn cut(&self) {
         self.shared.cut();
         self.release();
+    }
+
+    /// What has gone to the destination so far; empty unless it is [`Self::recording`].
+    pub fn recorded(&self) -> Vec<u8> {
+        let record = self.shared.record.as_ref();
+        record.map(|bytes| bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
     /// Bytes that have passed.
@@ -251,6 +265,9 @@ impl Pipe<'_> {
         }
         let mut to = self.to;
         to.write_all(bytes)?;
+        if let (Some(record), Direction::ToDestination) = (&self.shared.record, self.direction) {
+            record.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        }
         self.passed += bytes.len() as u64;
         self.shared.bytes[self.direction as usize].fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())

@@ -15,7 +15,7 @@ fn cached(cache: &Cache) -> Vec<PathBuf> {
     all.filter(|path| path.join("guest.snap").exists()).collect()
 }
 
-/// Starts a booted guest; how often it had booted before this call and in it.
+/// Starts a booted guest. Was it booted for that?
 fn start(cache: &Cache, memory: &str) -> (Tern, bool) {
     let boots = std::cell::Cell::new(0);
     let machine = Tern::pulse("ws=1M rate=1000 interval=20").memory(memory);

@@ -10,6 +10,7 @@ mod command_line;
 mod control;
 mod generation;
 mod in_flight;
+mod inspect;
 mod kernel_files;
 mod linux;
 mod linux_moves;
