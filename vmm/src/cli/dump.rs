@@ -7,7 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tern_migration::snapshot::SnapshotFile;
 
 use super::{Exit, Failure, print, print_json, save};
-use crate::dump;
+use crate::control::chain;
+use crate::dump::{self, DumpError};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -68,7 +69,13 @@ fn convert(from: &Path, to: &Path, json: bool) -> Result<Exit, Failure> {
         bar.set_length(all);
         bar.set_position(done);
     };
-    let dumped = dump::write(&snapshot, to, &mut progress).map_err(|error| Failure::new(&error))?;
+    let wrong = |error: DumpError| match error {
+        DumpError::Snapshot(_) | DumpError::State(_) => {
+            Failure::text(Exit::Failure, format!("snapshot {}: {}", from.display(), chain(&error)))
+        }
+        DumpError::InTheWay { .. } | DumpError::Write { .. } => Failure::new(&error),
+    };
+    let dumped = dump::write(&snapshot, to, &mut progress).map_err(wrong)?;
     bar.finish_and_clear();
     if json {
         return print_json(&dumped);

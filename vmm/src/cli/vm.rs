@@ -92,10 +92,13 @@ fn on_demand(report: &Value) -> String {
     }
     let of = |pages: &Value| ByteSize(number(pages).saturating_mul(number(&report["page_bytes"])));
     let latency = &pager["fault_latency"];
+    let all = of(&pager["pages"]);
+    let left = match number(&pager["pages_left"]) {
+        0 => format!("all {all} here"),
+        _ => format!("{} of {all} not here yet", of(&pager["pages_left"])),
+    };
     format!(
-        "memory     {} of {} not here yet; {} waits for a page, half of them up to {} us, 99 % up to {} us, all up to {} us\n",
-        of(&pager["pages_left"]),
-        of(&pager["pages"]),
+        "memory     {left}; {} waits for a page, half of them up to {} us, 99 % up to {} us, all up to {} us\n",
         number(&pager["faults"]),
         number(&latency["p50_us"]),
         number(&latency["p99_us"]),
