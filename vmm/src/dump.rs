@@ -12,9 +12,9 @@ mod elf;
 mod notes;
 mod paging;
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tern_migration::PAGE_BYTES;
@@ -29,9 +29,6 @@ use crate::vcpu::VcpuV1;
 const COPY_PAGES: u64 = 680;
 /// Only the user who made it reads it.
 const MODE: u32 = 0o600;
-/// What is written before it has its name.
-const PARTIAL: &str = "partial";
-
 /// Why there is no core.
 #[derive(Debug, Error)]
 pub enum DumpError {
@@ -42,7 +39,7 @@ pub enum DumpError {
     #[error("the vCPUs in it can't be read")]
     State(#[from] StateError),
     /// Something else is where the core is to be: most likely the snapshot, by mistake.
-    #[error("{} exists and is no core: give another path for the core, or remove it", path.display())]
+    #[error("{} exists and is neither a core nor empty: give another path for the core, or remove it", path.display())]
     InTheWay {
         /// Its path.
         path: PathBuf,
@@ -83,26 +80,19 @@ pub fn write(
         None => Vec::new(),
     };
     let notes: Vec<u8> = (1u32..).zip(&vcpus).flat_map(|(number, vcpu)| notes::of(number, vcpu)).collect();
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{PARTIAL}"));
-    let partial = PathBuf::from(partial);
-    let written = core(snapshot, &partial, &mappings, &notes, progress)
-        .and_then(|()| std::fs::rename(&partial, path).map_err(|source| unwritten(path, source)));
-    if let Err(error) = written {
-        // The reason to fail is the one above; a file that was never made can't be removed.
-        let _ = std::fs::remove_file(&partial);
-        return Err(error);
-    }
+    let unfinished = Unfinished::create(path)?;
+    core(snapshot, &unfinished, &mappings, &notes, progress)?;
+    unfinished.publish(path)?;
     let memory_bytes = snapshot.layout().regions.iter().map(|place| place.pages * PAGE_BYTES).sum();
     Ok(Dumped { cpus: vcpus.len() as u32, memory_bytes, mappings: mappings.len() as u64 })
 }
 
-/// Is there nothing, or an older core?
+/// Is there nothing, an empty file, or an older core?
 ///
 /// # Errors
 /// There is something else.
 pub fn require_free(path: &Path) -> Result<(), DumpError> {
-    let free = match path.metadata() {
+    let free = match path.symlink_metadata() {
         Ok(found) => found.is_file() && begins_as_a_core(path).map_err(|source| unwritten(path, source))?,
         // If it can't be made there either, making it says so.
         Err(_) => true,
@@ -113,7 +103,47 @@ pub fn require_free(path: &Path) -> Result<(), DumpError> {
 fn begins_as_a_core(path: &Path) -> io::Result<bool> {
     let mut first = Vec::new();
     File::open(path)?.take(elf::CORE.len() as u64).read_to_end(&mut first)?;
-    Ok(first == elf::CORE)
+    Ok(first.is_empty() || first == elf::CORE)
+}
+
+/// A core that isn't whole, in a file of its own beside it. Dropped before it is published, it is removed.
+struct Unfinished {
+    file: File,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// Never a file that is there already: nobody else's is written to, nor a save's unfinished one.
+    fn create(core: &Path) -> Result<Self, DumpError> {
+        let mut path = core.as_os_str().to_owned();
+        path.push(format!(".dump-{}", std::process::id()));
+        let path = PathBuf::from(path);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(MODE).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(&path).map_err(|source| unwritten(&path, source))?;
+        Ok(Self { file, path })
+    }
+
+    /// Gives it its name, if that is still free.
+    fn publish(&self, core: &Path) -> Result<(), DumpError> {
+        require_free(core)?;
+        fs::rename(&self.path, core).map_err(|source| unwritten(core, source))?;
+        let folder = core.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            tracing::warn!(
+                "{} is written, but its name may not survive a power failure: its folder can't be synced: {error}",
+                core.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Once published there is nothing of that name; and what can't be removed has been made by this process.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 fn unwritten(path: &Path, source: io::Error) -> DumpError {
@@ -128,11 +158,12 @@ fn vcpus(snapshot: &SnapshotFile) -> Result<Vec<VcpuV1>, DumpError> {
 
 fn core(
     snapshot: &SnapshotFile,
-    path: &Path,
+    out: &Unfinished,
     mappings: &[paging::Mapping],
     notes: &[u8],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), DumpError> {
+    let Unfinished { file, path } = out;
     let failed = |source| unwritten(path, source);
     let regions = &snapshot.layout().regions;
     let count = 1 + regions.len() + mappings.len();
@@ -159,11 +190,7 @@ fn core(
     }));
     segments.extend(mappings.iter().filter_map(|mapping| mapping.segment(regions, &offsets)));
     let head = elf::headers(&segments);
-    // All of the guest's memory: as private as the snapshot, also where an older partial file is taken over.
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(MODE);
-    let mut file = options.open(path).map_err(failed)?;
-    file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
+    let mut file = file;
     file.write_all(&head)
         .and_then(|()| file.seek(SeekFrom::Start(notes_offset)).map(drop))
         .map_err(failed)?;
@@ -175,7 +202,7 @@ fn core(
             done += pages;
             progress(done, all);
         };
-        copy(snapshot, region, (&mut file, offset), path, copied)?;
+        copy(snapshot, region, (file, offset), path, copied)?;
     }
     file.sync_all().map_err(failed)
 }
@@ -184,7 +211,7 @@ fn core(
 fn copy(
     snapshot: &SnapshotFile,
     region: usize,
-    (file, offset): (&mut File, u64),
+    (mut file, offset): (&File, u64),
     path: &Path,
     copied: &mut dyn FnMut(u64),
 ) -> Result<(), DumpError> {
@@ -216,6 +243,8 @@ fn copy(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -225,7 +254,7 @@ mod tests {
         require_free(&path).unwrap();
         for (bytes, free) in [
             (b"TERNSNAP, a guest".as_slice(), false),
-            (b"".as_slice(), false),
+            (b"".as_slice(), true),
             (b"\x7fELF\x02\x01\x01".as_slice(), false),
             (elf::CORE.as_slice(), true),
         ] {
@@ -233,6 +262,34 @@ mod tests {
             let found = require_free(&path).map_err(|error| error.to_string());
             assert_eq!(found.is_ok(), free, "{bytes:?}: {found:?}");
         }
-        assert!(require_free(folder.path()).unwrap_err().to_string().contains("is no core"));
+        assert!(require_free(folder.path()).unwrap_err().to_string().contains("neither a core nor empty"));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        require_free(&link).unwrap_err();
+    }
+
+    #[test]
+    fn an_unfinished_core_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, partial) = (folder.path().join("a"), folder.path().join("a.partial"));
+        fs::write(&partial, "TERNSNAP of a save that goes on").unwrap();
+        let names = || fs::read_dir(folder.path()).unwrap().count();
+
+        let unfinished = Unfinished::create(&path).unwrap();
+        assert_eq!(unfinished.file.metadata().unwrap().permissions().mode() & 0o777, MODE);
+        assert!(Unfinished::create(&path).is_err());
+        assert_eq!(names(), 2);
+        fs::write(&path, "somebody's").unwrap();
+        unfinished.publish(&path).unwrap_err();
+        drop(unfinished);
+        assert_eq!((names(), fs::read(&path).unwrap()), (2, b"somebody's".to_vec()));
+
+        fs::remove_file(&path).unwrap();
+        let unfinished = Unfinished::create(&path).unwrap();
+        (&unfinished.file).write_all(&elf::CORE).unwrap();
+        unfinished.publish(&path).unwrap();
+        drop(unfinished);
+        assert_eq!((names(), fs::read(&path).unwrap()), (2, elf::CORE.to_vec()));
+        assert_eq!(fs::read(&partial).unwrap(), b"TERNSNAP of a save that goes on");
     }
 }

@@ -1,13 +1,17 @@
 //! What is in a file: a snapshot or a recorded stream of a migration, whole or damaged, as one tree of all its
 //! parts, for people and for programs. Needs neither KVM nor a machine.
 
+#![allow(unsafe_code, reason = "fcntl's F_SETFL has no safe wrapper in std")]
+
 mod show;
 mod snapshot;
 mod state;
 mod stream;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -112,7 +116,7 @@ pub fn inspect(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Node, InspectError> {
     let unreadable = |source| InspectError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(unreadable)?;
+    let mut file = open(path).map_err(unreadable)?;
     let mut first = Vec::new();
     file.by_ref().take(8).read_to_end(&mut first).map_err(unreadable)?;
     // A file that is cut this short may still be recognised.
@@ -127,4 +131,43 @@ pub fn inspect(
         return Err(InspectError::Empty { path: path.to_owned() });
     }
     Err(InspectError::Unknown { path: path.to_owned(), first_bytes: first.escape_ascii().to_string() })
+}
+
+/// Opens it without waiting: a pipe that nobody writes to is empty. One that somebody writes to is read as it comes.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    // SAFETY: fcntl takes integers here, and the descriptor is open.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::io::Write;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn look(path: &Path) -> Result<Node, InspectError> {
+        inspect(path, &Wanted::default(), &mut |_, _| {})
+    }
+
+    #[test]
+    fn a_pipe_is_read_and_never_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the name is a C string that lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(matches!(look(&path), Err(InspectError::Empty { .. })));
+        let (reader, mut writer) = io::pipe().unwrap();
+        let inspected =
+            std::thread::spawn(move || look(format!("/proc/self/fd/{}", reader.as_raw_fd()).as_ref()));
+        writer.write_all(&tern_migration::stream::MAGIC).unwrap();
+        drop(writer);
+        assert_eq!(inspected.join().unwrap().unwrap().name, "stream");
+    }
 }

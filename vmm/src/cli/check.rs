@@ -24,6 +24,9 @@ pub(super) fn run(client: &mut Client, request: Value, json: bool) -> Result<Exi
         }
         client.wait_event(WAIT)?;
     };
+    if answer["status"] == "cancelled" {
+        return Err(Failure::text(Exit::MigrationCancelled, "the check was cancelled"));
+    }
     let report = &answer["report"];
     if !report.is_object() {
         let text = answer["error-desc"].as_str().unwrap_or("the check gave no answer");

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use serde_json::{Map, Value, json};
-use tern_migration::config::Parameter;
+use serde_json::{Value, json};
 
 use super::migrate::{self, ParameterArgs};
 use super::vm::{self, ControlArgs};
@@ -61,12 +60,7 @@ impl SaveArgs {
                 format!("{}: the control socket takes UTF-8 only; give another name", absolute.display());
             Failure::text(Exit::Usage, text)
         })?;
-        let mut parameters: Map<String, Value> = self.parameters.parameters.clone();
-        if self.then != Then::Run {
-            // The guest is stopped anyway: another round would only make the save longer.
-            let longest = Parameter::named("downtime-limit").map(|row| *row.range.end()).unwrap_or_default();
-            parameters.entry("downtime-limit").or_insert(longest.into());
-        }
+        let parameters = &self.parameters.parameters;
         let mut capabilities = self.parameters.capabilities.clone();
         capabilities.push(json!({ "capability": "keep-running", "state": self.then == Then::Run }));
         Ok(json!({ "uri": format!("file:{path}"), "parameters": parameters, "capabilities": capabilities }))
@@ -142,10 +136,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_stopped_anyway_is_stopped_soon() {
+    fn a_guest_that_is_to_stop_does_not_go_on() {
         let plain = request("/a/b");
         assert_eq!(plain["uri"], "file:/a/b");
-        assert_eq!(plain["parameters"], json!({ "downtime-limit": 2_000_000 }));
+        assert_eq!(plain["parameters"], json!({}));
         assert_eq!(plain["capabilities"], json!([{ "capability": "keep-running", "state": false }]));
         let stop = request("/a/b --then stop --downtime-limit 5ms --file-threads 4 --direct-io on");
         let expected = json!({ "downtime-limit": 5, "file-threads": 4, "direct-io": true });
@@ -153,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_goes_on_is_stopped_as_shortly_as_by_a_migration() {
+    fn a_guest_that_goes_on_keeps_running() {
         let run = request("b --then run");
         assert_eq!(run["parameters"], json!({}));
         assert_eq!(run["capabilities"][0]["state"], true);

@@ -36,7 +36,7 @@ pub enum Event {
     },
     /// A check of a destination has ended.
     MigrationCheck {
-        /// `query-migrate-check`'s `status`: `completed` or `failed`.
+        /// `query-migrate-check`'s `status`: `completed`, `failed` or `cancelled`.
         status: &'static str,
     },
     /// A new round of pre-copy begins, counted from 1.

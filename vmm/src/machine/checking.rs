@@ -69,7 +69,7 @@ impl Check {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_active(&self) -> bool {
+    fn is_active(&self) -> bool {
         matches!(*self.state(), State::Active)
     }
 

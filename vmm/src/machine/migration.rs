@@ -1,13 +1,14 @@
 //! Migrations as the main thread sees them: started in a thread of their own, ended by a notice.
 
 use std::sync::Arc;
+use std::sync::mpsc::{self, SendError};
 use std::time::{Duration, Instant};
 
 use tern_migration::channel::{Listener, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
-use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Side, Status};
+use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Report, Side, Status};
 
 use crate::config::{Incoming, RestoreConfig};
 use crate::control::{CommandError, Event, EventSink, MigrateRequest};
@@ -15,9 +16,10 @@ use crate::run_control::Hold;
 use crate::sections;
 use crate::vm::Vm;
 
-use super::{Machine, RunError};
+use super::checking::Check;
 use super::notice::Notice;
 use super::state::Attempt;
+use super::{Machine, RunError};
 
 /// How long the end of the process waits for a migration that is past its commit: a round trip, and more.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -65,7 +67,10 @@ impl Observer for Teller {
 
     fn asked(&self, differing: &[Aspect]) {
         let text = differing.iter().map(Aspect::text).collect::<Vec<_>>().join("; ");
-        tracing::info!("a source has asked whether its guest fits: {}", if text.is_empty() { "yes" } else { &text });
+        tracing::info!(
+            "a source has asked whether its guest fits: {}",
+            if text.is_empty() { "yes" } else { &text }
+        );
     }
 }
 
@@ -77,16 +82,22 @@ pub(super) fn parse_uri(text: &str) -> Result<Uri, CommandError> {
     text.parse().map_err(|error: UriError| CommandError::invalid(error.to_string()))
 }
 
+/// A migration that can't be cancelled any more.
+fn too_late(report: &Report) -> CommandError {
+    CommandError::illegal(match (report.side, report.transport) {
+        (Side::Source, "file") => "it is too late to cancel: the file is whole",
+        (Side::Source, _) => "it is too late to cancel: the guest has been given to the destination",
+        (Side::Destination, _) => "it is too late to cancel: the guest has come",
+    })
+}
+
 impl Machine {
-    pub(super) fn new_attempt(&mut self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
+    /// An attempt to come, for [`Self::start`].
+    pub(super) fn new_attempt(&self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
         let live = Arc::new(LiveParameters::new(parameters));
         let teller = Teller { sink: self.sink.clone(), live: Arc::clone(&live) };
         let control = Control::new(side, Box::new(teller)).map_err(|error| failed(&error))?;
-        let attempt = Attempt { control, live, running: true };
-        if let Some(former) = self.attempt.replace(attempt.clone()) {
-            self.former = Some(former.control);
-        }
-        Ok(attempt)
+        Ok(Attempt { control, live, running: true })
     }
 
     /// Starts to move the guest away.
@@ -100,25 +111,18 @@ impl Machine {
         }
         let blocked = sections::blocked_reasons(self.core.devices().parts());
         if !blocked.is_empty() {
-            return Err(CommandError::illegal(format!("this machine can't move now: {}", blocked.join("; "))));
+            return Err(CommandError::illegal(format!(
+                "this machine can't move now: {}",
+                blocked.join("; ")
+            )));
         }
-        let Some(vm) = self.vm.take() else {
+        if self.vm.is_none() {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
-        };
-        let attempt = match self.new_attempt(Side::Source, request.parameters) {
-            Ok(attempt) => attempt,
-            Err(error) => {
-                self.vm = Some(vm);
-                return Err(error);
-            }
-        };
-        let notices = self.notices.clone();
-        self.spawn(move || {
-            let Attempt { control, live, .. } = attempt;
-            let end = source::migrate_to(vm, &uri, &live, &control);
-            notices.post(Notice::Migration(Box::new(Ended::Source(end))));
-        });
-        Ok(())
+        }
+        let attempt = self.new_attempt(Side::Source, request.parameters)?;
+        self.start(attempt, move |vm, Attempt { control, live, .. }| {
+            Ended::Source(source::migrate_to(vm, &uri, &live, &control))
+        })
     }
 
     /// Listens for a guest, at once and until one has come. A file is there or isn't: nobody waits for it.
@@ -142,14 +146,8 @@ impl Machine {
     /// Waits for the next peer, if this process listens.
     pub(super) fn await_guest(&mut self) {
         let (Some(receiver), true) = (self.receiver.clone(), self.vm.is_some()) else { return };
-        let attempt = match self.new_attempt(Side::Destination, self.awaited) {
-            Ok(attempt) => attempt,
-            Err(error) => return tracing::error!(%error, "no more attempts to receive a guest"),
-        };
-        let Some(vm) = self.vm.take() else { return };
-        let notices = self.notices.clone();
-        self.spawn(move || {
-            let control = attempt.control;
+        let uri = receiver.listener.uri().to_string();
+        let receive = move |vm, Attempt { control, .. }: Attempt| {
             let end = destination::receive_from(vm, &receiver.listener, &control);
             if end
                 .as_ref()
@@ -158,19 +156,40 @@ impl Machine {
                 // Such as no descriptors left: the next attempt would fail at once, and the next.
                 std::thread::sleep(LISTEN_PAUSE);
             }
-            notices.post(Notice::Migration(Box::new(Ended::Destination(end))));
-        });
+            Ended::Destination(end)
+        };
+        let attempt = self.new_attempt(Side::Destination, self.awaited);
+        if let Err(error) = attempt.and_then(|attempt| self.start(attempt, receive)) {
+            // There is no guest yet, and sources must not be left waiting.
+            self.end(Err(RunError::Incoming { uri, reason: error.to_string() }));
+        }
     }
 
-    pub(super) fn spawn(&mut self, work: impl FnOnce() + Send + 'static) {
-        match std::thread::Builder::new().name("migration".into()).spawn(work) {
-            Ok(thread) => self.thread = Some(thread),
-            // The machine went with the closure: there is nothing left to run.
-            Err(error) => self.end(Err(RunError::Host {
-                what: "the migration's thread can't be started",
-                source: error,
-            })),
+    /// Does `work` with the machine, in a thread. The thread is there before it gets the machine: without one
+    /// nothing has changed, and the guest runs on.
+    pub(super) fn start(
+        &mut self,
+        attempt: Attempt,
+        work: impl FnOnce(Vm, Attempt) -> Ended + Send + 'static,
+    ) -> Result<(), CommandError> {
+        let (hand, take) = mpsc::channel();
+        let (notices, shared) = (self.notices.clone(), attempt.clone());
+        let run = move || {
+            if let Ok(vm) = take.recv() {
+                notices.post(Notice::Migration(Box::new(work(vm, shared))));
+            }
+        };
+        let failed = |source| RunError::Host { what: "the migration's thread can't be started", source };
+        let thread = std::thread::Builder::new().name("migration".into()).spawn(run);
+        self.thread = Some(thread.map_err(|error| CommandError::failed(&failed(error)))?);
+        if let Some(former) = self.attempt.replace(attempt) {
+            self.former = Some(former.control);
         }
+        // The thread waits for nothing else, so it is there to take it.
+        if let Some(Err(SendError(vm))) = self.vm.take().map(|vm| hand.send(vm)) {
+            self.vm = Some(vm);
+        }
+        Ok(())
     }
 
     /// Cancels and joins the attempt that runs, so that the peer is told and no socket's file stays. One that
@@ -207,7 +226,7 @@ impl Machine {
         }
     }
 
-    /// Cancels the running attempt.
+    /// Cancels the running attempt; if there is none, the check of a destination.
     pub(super) fn cancel(&mut self) -> Result<(), CommandError> {
         if self.in_doubt {
             return Err(CommandError::illegal(
@@ -215,10 +234,12 @@ impl Machine {
             ));
         }
         match self.attempt.as_ref().filter(|attempt| attempt.running) {
-            Some(attempt) if !attempt.control.cancel() => Err(CommandError::illegal(
-                "it is too late to cancel: the guest has been given to the destination",
-            )),
-            _ => Ok(()),
+            Some(attempt) if !attempt.control.cancel() => Err(too_late(&attempt.control.report())),
+            Some(_) => Ok(()),
+            None => {
+                self.check.iter().for_each(Check::cancel);
+                Ok(())
+            }
         }
     }
 
@@ -280,5 +301,22 @@ impl Machine {
             }
             Ended::Destination(Err(failure)) => self.not_received(*failure),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cancels_too_late_is_told_where_the_guest_is() {
+        let text = |side, transport| {
+            let mut report = Report::new(side);
+            report.transport = transport;
+            too_late(&report).to_string()
+        };
+        assert!(text(Side::Source, "file").ends_with("the file is whole"));
+        assert!(text(Side::Source, "unix").ends_with("given to the destination"));
+        assert!(text(Side::Destination, "file").ends_with("the guest has come"));
     }
 }

@@ -225,7 +225,6 @@ impl Operations for Handle {
 
     fn cancel(&mut self) -> Result<(), CommandError> {
         let mut machine = self.lock();
-        machine.check.iter().for_each(Check::cancel);
         machine.cancel()
     }
 

@@ -37,26 +37,26 @@ impl Machine {
             return Err(CommandError::illegal("a guest is on its way here: wait for it, or cancel it"));
         }
         let opened = Opened::open(&RestoreConfig::new(path)).map_err(|error| CommandError::failed(&error))?;
-        self.restore(opened.for_a_built_machine(), parameters)
+        self.restore(opened.for_a_built_machine(), parameters)?;
+        // The end of the attempt before must not be taken for this one's.
+        self.former = None;
+        Ok(())
     }
 
     /// Starts to take the guest from its file.
     pub(super) fn restore(&mut self, opened: Opened, parameters: Parameters) -> Result<(), CommandError> {
         let path = opened.config().path.clone();
-        let Attempt { control, .. } = self.new_attempt(Side::Destination, parameters)?;
-        let Some(vm) = self.vm.take() else { return Ok(()) };
+        let attempt = self.new_attempt(Side::Destination, parameters)?;
         tracing::info!(path = %path.display(), "restoring, {}", opened.way());
         if opened.config().mode.is_none() {
             eprintln!("tern: {}, {}", path.display(), opened.way());
         }
-        let (notices, paused) = (self.notices.clone(), self.config.paused);
+        let paused = self.config.paused;
         let on_end = on_end(self.notices.clone(), self.generation);
-        let shown = show_progress(&control);
-        self.spawn(move || {
-            let end = opened.run(vm, paused, &control, shown, on_end);
-            notices.post(Notice::Migration(Box::new(Ended::File(end))));
-        });
-        Ok(())
+        self.start(attempt, move |vm, Attempt { control, .. }| {
+            let shown = show_progress(&control);
+            Ended::File(opened.run(vm, paused, &control, shown, on_end))
+        })
     }
 
     /// Says, for programs, that the guest is there, and what it took.
