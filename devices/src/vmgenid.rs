@@ -27,9 +27,8 @@ const CHANGED: u8 = 1 << 0;
 pub type GenerationId = [u8; 16];
 
 record! {
-    /// Saved state of [`VmGenId`]. Optional: a tern that doesn't have it restores no files, so that nothing
-    /// changes there that the guest had to hear of.
-    pub struct VmGenIdV1 = "vmgenid" optional 1 {
+    /// Saved state of [`VmGenId`].
+    pub struct VmGenIdV1 = "vmgenid" 1 {
         /// The ID as it is in guest memory; none in a guest whose tables tell of none.
         [1] id: Option<[u8; 16]>,
         /// GPE0 status.
