@@ -341,10 +341,14 @@ fn push(run: Range<u64>, out: &mut Vec<Range<u64>>) {
 
 #[cfg(test)]
 mod tests {
-    use tern_migration::pager::{Ending, Fetched, PageSource};
+    use tern_migration::pager::{Ending, Fetched, PageSource, PagerError};
 
     use super::*;
     use vm_memory::{Bytes, GuestAddress};
+
+    #[path = "../../../migration/tests/skip/mod.rs"]
+    mod skip;
+    use skip::skip;
 
     fn found_by(scan: bool) -> Vec<Range<u64>> {
         let ram = map(16 << 20, &Backing::Anonymous).unwrap();
@@ -420,8 +424,10 @@ mod tests {
         let (ram, behind) = (map(1 << 20, &Backing::Anonymous).unwrap(), Behind::default());
         let (sender, ended) = std::sync::mpsc::channel();
         let told = Box::new(move |ending| drop(sender.send(ending)));
-        let Ok(pager) = Pager::start(&ram, &[], std::sync::Arc::new(Fourth), told) else {
-            return eprintln!("SKIPPED: userfaultfd may not be used here");
+        let pager = match Pager::start(&ram, &[], std::sync::Arc::new(Fourth), told) {
+            Ok(pager) => pager,
+            Err(PagerError::Unavailable { remedy }) => return skip(&format!("no userfaultfd: {remedy}")),
+            Err(other) => panic!("{other}"),
         };
         assert!(behind.set_pager(pager).is_ok());
         let (residency, base) = (Residency::new().unwrap(), slots(&ram)[0].host_address);

@@ -1,13 +1,15 @@
 //! The tables as a kernel walks them, and as iasl reads them.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
 use super::*;
 use crate::boot::testing::{ram, read, u16_at, u32_at, u64_at};
 use crate::layout::virtio_slot;
+
+#[path = "../../../../migration/tests/skip/mod.rs"]
+mod skip;
+use skip::skip;
 
 struct Tables {
     facs: Vec<u8>,
@@ -117,18 +119,6 @@ fn iasl_is_there() -> bool {
         skip(IASL_MISSING);
     }
     found
-}
-
-/// As the integration tests do it: said past the harness, which captures what a passing test prints, and a line
-/// in the file that `TERN_TEST_SKIPPED` names, for whoever counts.
-fn skip(reason: &str) {
-    let test = std::thread::current().name().unwrap_or("test").to_owned();
-    let line = format!("SKIPPED: {test}: {reason}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
-    if let Some(path) = std::env::var_os("TERN_TEST_SKIPPED") {
-        let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
 }
 
 #[test]
