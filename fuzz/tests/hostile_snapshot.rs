@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex};
 use tern_fuzz::random::Random;
 use tern_fuzz::recording::{control, options, save};
 use tern_fuzz::sparse::Sparse;
-use tern_fuzz::{memory, sections, seeds};
+use tern_fuzz::{fields, memory, sections, seeds};
 use tern_migration::Side;
 use tern_migration::destination::{Filling, Restore, restore};
 use tern_migration::fake::FakeVm;
-use tern_migration::snapshot::SnapshotFile;
+use tern_migration::fuzzing::state_hash;
+use tern_migration::snapshot::{Index, SnapshotFile};
+use tern_schema::decode_record;
 
 const SEEDS: u64 = 1500;
 /// Pieces of reading, tables and the report.
@@ -123,4 +125,49 @@ fn a_mutated_file_is_the_same_guest_or_none() {
     if tried == SEEDS {
         assert!(arrived > 0 && arrived < tried / 2 && reasons.len() > 3, "{arrived} arrived, {reasons:?}");
     }
+}
+
+/// The file with another state, whose length, hash and checksums are right.
+fn with_state(saved: &Sparse, change: impl FnOnce(&mut Vec<sections::Section>)) -> Sparse {
+    let mut file = saved.clone();
+    let index_at = u64::from_le_bytes(first(&file.at(24, 8)));
+    let record = file.at(index_at, u32::from_le_bytes(first(&file.at(20, 4))) as usize);
+    let bytes = decode_record::<Index>(&record).unwrap().state_bytes;
+    let state_at = index_at - u64::from(bytes);
+    let mut state = sections::parse(&file.at(state_at, bytes as usize));
+    change(&mut state);
+    let (state, mut index) = (sections::write(&state), fields::parse(&record).unwrap());
+    fields::set_integer(&mut index, 3, state.len() as u64);
+    fields::set_integer(&mut index, 4, state_hash(&state));
+    let (index, index_at) = (fields::write(&index), state_at + state.len() as u64);
+    file.length = index_at + index.len() as u64;
+    file.put(state_at, state);
+    file.put(24, index_at.to_le_bytes().to_vec());
+    file.put(20, (index.len() as u32).to_le_bytes().to_vec());
+    file.put(32, file.length.to_le_bytes().to_vec());
+    file.put(index_at, index);
+    file.seal();
+    file
+}
+
+#[test]
+fn a_section_that_is_there_twice_is_refused() {
+    let (saved, source) = save(&options()).unwrap().expect("the guest is saved");
+    let folder = tempfile::tempdir().unwrap();
+    let restored = |file: &Sparse| {
+        let path = folder.path().join("guest.snap");
+        file.write_to(&File::create(&path).unwrap()).unwrap();
+        let snapshot = Arc::new(SnapshotFile::open(&path).unwrap());
+        let (filling, renew) = (Filling::Eager, Box::new(|_: &mut FakeVm, ()| Ok(())));
+        let from = Restore { path, snapshot, filling, renew, paused: false };
+        let control = control(Side::Destination).unwrap();
+        restore(FakeVm::new(options()).unwrap(), from, &control)
+            .map(|received| received.vm)
+            .map_err(|failed| (failed.vm.is_running(), failed.error.text()))
+    };
+    let same = restored(&with_state(&saved, |_| {})).expect("nothing was changed");
+    assert_eq!(same.first_difference(&source), None);
+    let twice = with_state(&saved, |state| state.push(state[0].clone()));
+    let (runs, text) = restored(&twice).expect_err("a section was there twice");
+    assert!(!runs && text.contains("occurs twice"), "{text}");
 }

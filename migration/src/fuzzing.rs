@@ -6,6 +6,11 @@ use crate::wire::{
 };
 use tern_schema::{Record, decode_record, encode_record};
 
+/// The hash of a whole encoded state, as a file's index has it.
+pub fn state_hash(bytes: &[u8]) -> u64 {
+    crate::ram::proof::state_hash(bytes)
+}
+
 /// A header and what it covers.
 pub fn frame(bytes: &[u8]) -> bool {
     let Some((header, payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return false };
