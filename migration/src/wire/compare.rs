@@ -216,6 +216,15 @@ mod tests {
     }
 
     #[test]
+    fn another_machine_profile_is_refused_with_both_names() {
+        let mut destination = facts();
+        destination.profile = "tern-2".into();
+        let (code, text) = text(&facts(), 4096, &destination).unwrap();
+        assert_eq!(code, "profile");
+        assert!(text.contains("machine profile: source tern-1, destination tern-2; start"), "{text}");
+    }
+
+    #[test]
     fn another_number_of_vcpus_is_one_difference() {
         let mut destination = facts();
         (destination.cpus, destination.sections) = (1, destination.sections.split_off(1));

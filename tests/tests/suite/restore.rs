@@ -127,6 +127,74 @@ fn a_restored_guest_migrates_before_its_memory_is_there() {
 }
 
 #[test]
+fn the_report_tells_how_memory_came() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let saved = saved(1, "ws=16M rate=4000 content=text");
+    let report = |guest: &Tern| guest.qmp().wait_migrate(&["completed"])["report"].clone();
+    for mode in MODES {
+        let guest = saved.restore(mode).start();
+        guest.wait_beats(1, 1);
+        let told = report(&guest);
+        let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{mode}: {told:#}"));
+        assert_eq!((&told["transport"], &told["side"]), (&json!("file"), &json!("destination")));
+        if mode != "on-demand" {
+            assert_eq!(told["on_demand"], json!(null), "{mode}");
+            continue;
+        }
+        let pager = &told["on_demand"];
+        assert_eq!(number(&pager["pages"]) * 4096, number(&told["memory_bytes"]));
+        // Its first instruction was a page that wasn't there.
+        assert!(number(&pager["faults"]) > 0 && number(&pager["pages_by_fault"]) > 0, "{pager}");
+        let latency = &pager["fault_latency"];
+        let [half, most, all] = ["p50_us", "p99_us", "max_us"].map(|name| number(&latency[name]));
+        assert!(half <= most && most <= all && all > 0, "{latency}");
+        let done = tern_tests::limit::wait_for("all memory", || {
+            Some(report(&guest)).filter(|now| now["on_demand"]["total_us"].is_u64())
+        });
+        let count = |name: &str| number(&done["on_demand"][name]);
+        assert_eq!((count("pages_left"), number(&done["remaining_bytes"])), (0, 0));
+        assert_eq!(count("pages_by_fault") + count("pages_by_prefetch"), count("pages"), "{done:#}");
+    }
+}
+
+#[test]
+fn a_waiting_process_takes_a_guest_from_a_file() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let saved = saved(1, "ws=8M rate=4000 content=text");
+    let guest = Tern::pulse("").incoming(Incoming::Defer).start();
+    let mut qmp = guest.qmp();
+    let from = |path: &Path| json!({ "uri": format!("file:{}", path.display()) });
+    // Refused at once, and nothing has changed.
+    for (path, part) in
+        [(saved.folder.path().join("none"), "No such file"), ("/dev/null".into(), "character device")]
+    {
+        let error = qmp.try_execute("migrate-incoming", from(&path)).unwrap_err();
+        assert!(error["cause"].as_str().unwrap().contains(part), "{error}");
+        assert_eq!(qmp.state(), "inmigrate");
+    }
+    // Refused when the machines are compared: the process waits for another word.
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.snap");
+    let large = Tern::pulse("ws=1M interval=50").memory("128M").start();
+    large.wait_beats(1, 1);
+    save(&large, &other);
+    assert!(large.quit().success());
+    qmp.execute("migrate-incoming", from(&other));
+    let failed = qmp.wait_migrate(&["failed"]);
+    assert!(failed["error-desc"].as_str().unwrap().contains("memory"), "{failed}");
+    qmp.execute("migrate-incoming", from(&saved.file()));
+    qmp.wait_migrate(&["completed"]);
+    saved.check(&guest, 1, 3);
+    assert_eq!(qmp.state(), "running");
+    let error = qmp.try_execute("migrate-incoming", from(&saved.file())).unwrap_err();
+    assert!(error["desc"].as_str().unwrap().contains("running"), "{error}");
+}
+
+#[test]
 fn a_guest_can_be_left_stopped_and_comes_stopped_if_it_was() {
     if !kvm_or_skip() {
         return;
@@ -239,8 +307,7 @@ fn another_machine_is_refused_with_both_values() {
     let incoming = |builder: TernBuilder| {
         builder.flag("--incoming").flag(format!("file:{}", saved.file().display())).start_to_end()
     };
-    let (own, other) = ((64u64 << 20).to_string(), (128u64 << 20).to_string());
-    ended(incoming(TernBuilder::new().memory("128M")), 1, &["memory", &own, &other, "--memory"]);
+    ended(incoming(TernBuilder::new().memory("128M")), 1, &["memory", "64 MiB", "128 MiB", "--memory"]);
     ended(incoming(TernBuilder::new().cpus(2)), 1, &["vCPUs", "source 1", "destination 2", "--cpus"]);
     let disk = saved.folder.path().join("disk");
     File::create(&disk).unwrap().set_len(1 << 20).unwrap();
