@@ -340,15 +340,16 @@ fn push(run: Range<u64>, out: &mut Vec<Range<u64>>) {
 }
 
 #[cfg(test)]
+#[path = "../../migration/tests/skip/mod.rs"]
+mod skip;
+
+#[cfg(test)]
 mod tests {
     use tern_migration::pager::{Ending, Fetched, PageSource, PagerError};
 
+    use super::skip::skip;
     use super::*;
     use vm_memory::{Bytes, GuestAddress};
-
-    #[path = "../../../migration/tests/skip/mod.rs"]
-    mod skip;
-    use skip::skip;
 
     fn found_by(scan: bool) -> Vec<Range<u64>> {
         let ram = map(16 << 20, &Backing::Anonymous).unwrap();
@@ -396,7 +397,7 @@ mod tests {
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut [0; 1], 0).unwrap();
         let slot = slots(&ram)[0].host_address;
         resident(&Residency::new().unwrap(), &behind, (0, slot), 10..200, &mut found).unwrap();
-        assert_eq!(found, [10..200]);
+        assert_eq!(found, std::slice::from_ref(&(10..200)));
         let mut now = vec![0; bytes.len()];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut now, 0).unwrap();
         assert!(now == bytes, "a write of the guest is in the file");
@@ -415,7 +416,7 @@ mod tests {
             into: &mut [u8],
         ) -> Result<Fetched, Box<dyn std::error::Error + Send + Sync>> {
             into.fill(4);
-            Ok(if pages.start % 4 == 0 { Fetched::Content(1) } else { Fetched::Zero(1) })
+            Ok(if pages.start.is_multiple_of(4) { Fetched::Content(1) } else { Fetched::Zero(1) })
         }
     }
 
@@ -436,7 +437,7 @@ mod tests {
             resident(&residency, &behind, (0, base), pages, &mut out).unwrap();
             out
         };
-        assert_eq!(found(3..256), [3..256]);
+        assert_eq!(found(3..256), std::slice::from_ref(&(3..256)));
         assert_eq!(ram.read_obj::<u8>(GuestAddress(8 * PAGE_BYTES)).unwrap(), 4);
         assert_eq!(ram.read_obj::<u8>(GuestAddress(9 * PAGE_BYTES)).unwrap(), 0);
         // The thread that serves this has noted the two before.
