@@ -80,7 +80,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "migrate-incoming",
-        help: "Says where to listen, in a process started with --incoming defer.",
+        help: "Says where to listen, or which file to take the guest from, in a process started with --incoming defer.",
         arguments: &[URI, PARAMETERS],
         legal: &[RunState::InMigrate],
         run: |vm, mut arguments| {
