@@ -165,7 +165,7 @@ fn a_machine_that_does_not_fit() {
     let source = machine().start();
     source.wait_beats(1, 2);
     let cases: [(TernBuilder, &[&str]); 3] = [
-        (machine().memory("128M"), &["memory", "67108864", "134217728"]),
+        (machine().memory("128M"), &["memory", "64 MiB", "128 MiB"]),
         (machine().cpus(2), &["1", "2"]),
         (machine().disk(&disk), &["disk"]),
     ];
