@@ -13,19 +13,19 @@ use tern_migration::channel::{Connection, Uri};
 use tern_migration::destination::receive;
 use tern_migration::fake::{FakeVm, Options};
 use tern_migration::source::{Outcome, migrate, migrate_to};
-use tern_migration::{Control, LiveParameters, Side, Unobserved};
+use tern_migration::{Control, DestinationVm, LiveParameters, Side, SourceVm, Unobserved};
 
 use crate::sparse::Sparse;
 
 /// What was said, and whose guest it was.
 #[derive(Debug)]
-pub struct Recording {
+pub struct Recording<V = FakeVm> {
     /// All bytes that the source sent.
     pub to_destination: Vec<u8>,
     /// All bytes that the destination sent.
     pub to_source: Vec<u8>,
     /// The source as it was when it had given the guest up.
-    pub source: FakeVm,
+    pub source: V,
 }
 
 /// The machine of the recordings: few pages, some of them never touched.
@@ -44,16 +44,24 @@ pub fn control(side: Side) -> io::Result<Arc<Control>> {
     Control::new(side, Box::new(Unobserved))
 }
 
-/// Migrates a guest and listens in. `None`: it did not arrive.
+/// Migrates a guest of few pages and listens in. `None`: it did not arrive.
 pub fn record(options: &Options) -> io::Result<Option<Recording>> {
-    let (near, near_inner) = UnixStream::pair()?;
-    let (far, far_inner) = UnixStream::pair()?;
-    let there = listen_in(near_inner.try_clone()?, far_inner.try_clone()?);
-    let back = listen_in(far_inner, near_inner);
     let (Ok(source), Ok(destination)) = (FakeVm::booted(options.clone()), FakeVm::new(options.clone()))
     else {
         return Ok(None);
     };
+    record_between(source, destination)
+}
+
+/// Migrates the guest of `source` to `destination` and listens in. `None`: it did not arrive.
+pub fn record_between<S: SourceVm, D: DestinationVm>(
+    source: S,
+    destination: D,
+) -> io::Result<Option<Recording<S>>> {
+    let (near, near_inner) = UnixStream::pair()?;
+    let (far, far_inner) = UnixStream::pair()?;
+    let there = listen_in(near_inner.try_clone()?, far_inner.try_clone()?);
+    let back = listen_in(far_inner, near_inner);
     let controls = [control(Side::Source)?, control(Side::Destination)?];
     let [near_control, far_control] = &controls;
     let (source, arrived) = thread::scope(|scope| {
@@ -114,4 +122,20 @@ pub fn said(bytes: &[u8]) -> io::Result<(Connection, UnixStream)> {
         _ => peer.shutdown(Shutdown::Write)?,
     }
     Ok((Connection::from_stream(here), peer))
+}
+
+/// A connection over which a peer says all of `bytes`, however many, as they are taken, and ends; and the peer.
+///
+/// # Errors
+/// The host has no sockets left.
+pub fn told(bytes: Vec<u8>) -> io::Result<(Connection, JoinHandle<()>)> {
+    let (mut peer, here) = UnixStream::pair()?;
+    let speaker = thread::spawn(move || {
+        // Who is refused is not heard to the end.
+        let _ = peer.write_all(&bytes);
+        let _ = peer.shutdown(Shutdown::Write);
+        // What the other side answers is taken until it ends.
+        let _ = io::copy(&mut peer, &mut io::sink());
+    });
+    Ok((Connection::from_stream(here), speaker))
 }
