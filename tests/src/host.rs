@@ -31,6 +31,19 @@ pub fn root_or_skip() -> bool {
     false
 }
 
+/// Can a process here have mounts of its own, as `TernBuilder::inside` makes them?
+pub fn mounts_or_skip() -> bool {
+    let script = "mount -t tmpfs -o size=4m none /mnt";
+    let tried = Command::new("unshare").args(["-rm", "sh", "-ec", script]).output();
+    let problem = match tried {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("unshare: {error}"),
+    };
+    skip(&format!("no mounts of its own: {problem}"));
+    false
+}
+
 /// Is the image `name` built? Tests don't build it: that takes minutes.
 pub fn image_or_skip(name: &str) -> bool {
     let found = Command::new(crate::binary::tern_binary()).args(["image", "path", name]).output();

@@ -7,7 +7,7 @@
 //! serial   what its guest prints; pulse and agent read what the two guests say, and check it
 //! migrate  moves a guest from one process to another, and shows both reports
 //! proxy    a link between the two that holds, cuts or garbles at a chosen frame or byte
-//! host     what the host has: KVM, root; namespace makes a network of a test's own
+//! host     what the host has: KVM, root; namespace makes a network of a test's own; opens counts a file's opens
 //! ```
 //!
 //! A step that fails panics with everything a person needs: here a failed step is a failed test.
@@ -19,6 +19,7 @@ pub mod host;
 pub mod limit;
 pub mod migrate;
 pub mod namespace;
+pub mod opens;
 pub mod proxy;
 pub mod pulse;
 pub mod qmp;

@@ -50,6 +50,7 @@ pub struct TernBuilder {
     pub(super) file: Option<PathBuf>,
     pub(super) flags: Vec<OsString>,
     namespace: Option<String>,
+    inside: Option<String>,
     log: Option<String>,
     pub(super) next: Option<String>,
 }
@@ -73,6 +74,7 @@ impl TernBuilder {
             file: None,
             flags,
             namespace: None,
+            inside: None,
             log: None,
             next: None,
         }
@@ -140,6 +142,13 @@ impl TernBuilder {
     /// The process sees the network of this namespace.
     pub fn in_namespace(mut self, namespace: &crate::Namespace) -> Self {
         self.namespace = Some(namespace.name().to_owned());
+        self
+    }
+
+    /// The process sees mounts of its own, which this shell script makes first (unshare(1), in a user namespace where
+    /// it is not root).
+    pub fn inside(mut self, script: &str) -> Self {
+        self.inside = Some(script.to_owned());
         self
     }
 
@@ -216,10 +225,15 @@ impl TernBuilder {
 
     pub(super) fn spawn(&self, folder: TempDir) -> Tern {
         let program = self.program();
-        let mut command = match &self.namespace {
-            None => Command::new(program),
-            // It becomes the program that it is told to run: the process is the same.
-            Some(name) => {
+        // Each becomes the program that it is told to run: the process is the same.
+        let mut command = match (&self.namespace, &self.inside) {
+            (None, None) => Command::new(program),
+            (None, Some(script)) => {
+                let mut command = Command::new("unshare");
+                command.args(["-rm", "sh", "-ec", &format!("{script}\nexec \"$@\""), "sh"]).arg(program);
+                command
+            }
+            (Some(name), _) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", name]).arg(program);
                 command

@@ -3,11 +3,13 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests: what is missing fails them")]
 
+mod again;
 mod boot;
 mod booted;
 mod check;
 mod command_line;
 mod control;
+mod files;
 mod generation;
 mod in_flight;
 mod inspect;

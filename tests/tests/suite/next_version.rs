@@ -113,6 +113,15 @@ fn state_that_no_section_holds_blocks_a_migration_with_a_reason() {
     assert!(reasons[0].as_str().unwrap().contains("the mouse is this host's own"), "{reasons}");
     let refused = here.try_execute("migrate", json!({ "uri": destination.uri() })).unwrap_err();
     assert!(refused["desc"].as_str().unwrap().contains("the mouse is this host's own"), "{refused}");
+    let mut check = Command::new(tern_binary());
+    check.args(["migrate", "--check", "--json", &destination.uri(), "--control"]).arg(source.control());
+    let checked = check.output().unwrap();
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!((checked.status.code(), &report["fits"]), (Some(8), &json!(false)), "{report:#}");
+    let mut wrong = report["aspects"].as_array().unwrap().iter().filter(|aspect| aspect["ok"] == false);
+    let blocked = wrong.next().unwrap();
+    assert_eq!((&blocked["code"], &blocked["source"]), (&json!("blocked"), &reasons[0]));
+    assert_eq!(wrong.next(), None, "{report:#}");
     assert_eq!(here.state(), "running");
     let free = destination.qmp().execute("query-migrate", json!({}));
     assert!(free.get("blocked-reasons").is_none(), "{free}");
