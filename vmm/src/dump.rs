@@ -258,7 +258,7 @@ mod tests {
             (b"\x7fELF\x02\x01\x01".as_slice(), false),
             (elf::CORE.as_slice(), true),
         ] {
-            std::fs::write(&path, bytes).unwrap();
+            fs::write(&path, bytes).unwrap();
             let found = require_free(&path).map_err(|error| error.to_string());
             assert_eq!(found.is_ok(), free, "{bytes:?}: {found:?}");
         }

@@ -2,6 +2,7 @@
 //! everything that doesn't fit is listed at once.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
@@ -156,4 +157,31 @@ fn a_profile_from_a_file_moves_and_one_that_is_none_says_where() {
     assert!(text.contains("both.json") && text.contains("\"sse9\"") && text.contains("line "), "{text}");
     let host = tern(&["cpu", "check", "x86-64-v1", &both]);
     assert_eq!(host.status.code(), Some(1));
+}
+
+#[test]
+fn a_cancel_ends_a_check_and_says_so() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let source = Tern::pulse("ws=0").start();
+    let silent = source.folder().join("silent");
+    let listener = UnixListener::bind(&silent).unwrap();
+    let mut qmp = source.qmp();
+    qmp.execute("migrate-check", json!({ "uri": format!("unix:{}", silent.display()) }));
+    let _asked = listener.accept().unwrap();
+
+    // A migration that runs is what a cancel is for; the check goes on.
+    let moving = source.folder().join("moving");
+    let to = UnixListener::bind(&moving).unwrap();
+    qmp.execute("migrate", json!({ "uri": format!("unix:{}", moving.display()) }));
+    let _offered = to.accept().unwrap();
+    qmp.execute("migrate_cancel", json!({}));
+    qmp.wait_migrate(&["cancelled"]);
+    assert_eq!(qmp.execute("query-migrate-check", json!({}))["status"], "active");
+
+    qmp.execute("migrate_cancel", json!({}));
+    assert_eq!(qmp.wait_event("MIGRATION_CHECK")["data"]["status"], "cancelled");
+    assert_eq!(qmp.execute("query-migrate-check", json!({}))["status"], "cancelled");
+    assert_eq!(qmp.state(), "running");
 }

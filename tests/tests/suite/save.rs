@@ -282,3 +282,34 @@ fn paths_and_parameters_that_can_not_be() {
     assert!(error["desc"].as_str().unwrap().contains("file:PATH"), "{error}");
     goes_on(&source);
 }
+
+/// Lets a process have so much more address space than it has now; none: as much as it likes.
+fn limit_memory(tern: &Tern, more_bytes: Option<u64>) {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", tern.pid())).unwrap();
+    let now = statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096;
+    let limit = more_bytes.map_or_else(|| "unlimited".to_owned(), |more| (now + more).to_string());
+    let mut command = Command::new("prlimit");
+    command.args(["--pid", &tern.pid().to_string(), &format!("--as={limit}:")]);
+    assert!(command.status().unwrap().success(), "prlimit, from util-linux");
+}
+
+#[test]
+fn a_host_that_has_no_thread_leaves_the_guest_running() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let tern = Tern::pulse(WORDS).start();
+    tern.wait_beats(1, 2);
+    let file = tern.folder().join("file");
+    // Less than a thread's stack.
+    limit_memory(&tern, Some(1 << 20));
+    let output = save(&tern, &file, &["--then", "run"]);
+    assert!(text(&output).contains("the migration's thread can't be started"), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(1));
+    goes_on(&tern);
+    limit_memory(&tern, None);
+    let output = save(&tern, &file, &["--then", "run"]);
+    assert!(output.status.success(), "{}", text(&output));
+    verify(&file);
+    goes_on(&tern);
+}
