@@ -25,3 +25,7 @@ pub mod schema;
 pub mod sections;
 pub mod vcpu;
 pub mod vm;
+
+#[cfg(test)]
+#[path = "../../migration/tests/skip/mod.rs"]
+mod skip;

@@ -340,15 +340,11 @@ fn push(run: Range<u64>, out: &mut Vec<Range<u64>>) {
 }
 
 #[cfg(test)]
-#[path = "../../migration/tests/skip/mod.rs"]
-mod skip;
-
-#[cfg(test)]
 mod tests {
     use tern_migration::pager::{Ending, Fetched, PageSource, PagerError};
 
-    use super::skip::skip;
     use super::*;
+    use crate::skip::skip;
     use vm_memory::{Bytes, GuestAddress};
 
     fn found_by(scan: bool) -> Vec<Range<u64>> {

@@ -6,10 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::boot::testing::{ram, read, u16_at, u32_at, u64_at};
 use crate::layout::virtio_slot;
-
-#[path = "../../../../migration/tests/skip/mod.rs"]
-mod skip;
-use skip::skip;
+use crate::skip::skip;
 
 struct Tables {
     facs: Vec<u8>,
