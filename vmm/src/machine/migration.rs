@@ -186,7 +186,9 @@ impl Machine {
             self.former = Some(former.control);
         }
         // The thread waits for nothing else, so it is there to take it.
-        if let Some(Err(SendError(vm))) = self.vm.take().map(|vm| hand.send(vm)) {
+        if let Some(vm) = self.vm.take()
+            && let Err(SendError(vm)) = hand.send(vm)
+        {
             self.vm = Some(vm);
         }
         Ok(())
