@@ -308,7 +308,11 @@ impl MigrationError {
             Self::Protocol(_) => Blame::Protocol,
             Self::Link(_) | Self::Proof { .. } => Blame::Link,
             Self::Peer { .. } => Blame::Peer,
-            Self::Save(_) | Self::Snapshot(_) | Self::Vm { .. } | Self::Memory { .. } | Self::Resume { .. } => Blame::Local,
+            Self::Save(_)
+            | Self::Snapshot(_)
+            | Self::Vm { .. }
+            | Self::Memory { .. }
+            | Self::Resume { .. } => Blame::Local,
             Self::NotConverging { .. } => Blame::Limit,
             Self::Cancelled => Blame::Cancelled,
         }

@@ -14,8 +14,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub use forms::{CpuModel, DiskConfig, FormError, Incoming, NetForm, SerialConfig, check_uri};
-pub use restore::{RestoreConfig, RestoreMode};
 pub use mac::{MacAddress, MacError};
+pub use restore::{RestoreConfig, RestoreMode};
 pub use size::{ByteSize, SizeError};
 
 use crate::layout::{self, VirtioSlot};

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use tern_migration::{Aspect, DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts};
+use tern_migration::{
+    Aspect, DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts,
+};
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
 
@@ -127,8 +129,10 @@ impl DestinationVm for Vm {
         let theirs: PlatformV1 = decode_record(&source.platform)
             .map_err(|error| VmError::new("the source's description of its host can't be read", error))?;
         let unread = "this host's CPU features can't be read";
-        let offer = Offer::of(&self.kvm.kvm, &self.kvm.hidden).map_err(|error| VmError::new(unread, error))?;
-        let allowed = vm::offer(&self.kvm, &self.config).map_err(|error| VmError::new(unread, error))?.features();
+        let offer =
+            Offer::of(&self.kvm.kvm, &self.kvm.hidden).map_err(|error| VmError::new(unread, error))?;
+        let allowed =
+            vm::offer(&self.kvm, &self.config).map_err(|error| VmError::new(unread, error))?.features();
         let can_scale = self.kvm.kvm.check_extension(kvm_ioctls::Cap::TscControl);
         let mut here = self.platform.clone();
         for (fact, known) in here.devices.iter_mut().zip(self.core.devices().facts()) {
@@ -138,8 +142,10 @@ impl DestinationVm for Vm {
                 fact.detail.clone_from(&their.detail);
             }
         }
-        let mut aspects =
-            platform::compare(&theirs, &platform::Here { platform: &here, offer: &offer, allowed, can_scale });
+        let mut aspects = platform::compare(
+            &theirs,
+            &platform::Here { platform: &here, offer: &offer, allowed, can_scale },
+        );
         aspects.extend(platform::disks(&self.core.devices().disks_readable()));
         Ok(aspects)
     }

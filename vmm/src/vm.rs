@@ -22,7 +22,9 @@ use crate::lines::Lines;
 use crate::memory::{self, Backing, Behind, MemoryError, Residency};
 use crate::platform::PlatformV1;
 use crate::run_control::{Hold, Machinery, RunControl};
-use crate::vcpu::{self, Bus, CpuidV1, Feature, Offer, Profile, Template, Vcpu, VcpuError, VcpuEvent, VcpuSet};
+use crate::vcpu::{
+    self, Bus, CpuidV1, Feature, Offer, Profile, Template, Vcpu, VcpuError, VcpuEvent, VcpuSet,
+};
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -192,7 +194,15 @@ impl Vm {
         let residency = Residency::new().map_err(pagemap)?;
         let core = Arc::new(Core { run, behind: Behind::of(backing), vm, ram, lines: plugs.lines.clone() });
         let platform = platform(&core, host);
-        Ok(Self { core, dirty, residency, name: config.name.clone(), config: config.clone(), kvm: Arc::clone(host), platform })
+        Ok(Self {
+            core,
+            dirty,
+            residency,
+            name: config.name.clone(),
+            config: config.clone(),
+            kvm: Arc::clone(host),
+            platform,
+        })
     }
 
     /// The shared part.

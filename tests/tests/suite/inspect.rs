@@ -1,5 +1,7 @@
 //! `tern inspect` and `tern dump` on files of real guests, whole and damaged, where there is no KVM.
 
+#![allow(clippy::panic, reason = "a test fails by panicking")]
+
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -343,7 +343,9 @@ mod tests {
         for text in ["tcp:localhost:4444", "tcp::0", "tcp:[::1]:4444", "unix:/tmp/m"] {
             assert_eq!(text.parse(), Ok(Incoming::Uri(text.to_owned())));
         }
-        for text in ["tcp:4444", "tcp:a:b", "tcp:a:70000", "tcp:::1:4", "unix:", "exec:rm", "", "tcp:a:", "file:"] {
+        for text in
+            ["tcp:4444", "tcp:a:b", "tcp:a:70000", "tcp:::1:4", "unix:", "exec:rm", "", "tcp:a:", "file:"]
+        {
             assert!(text.parse::<Incoming>().is_err(), "{text}");
         }
     }

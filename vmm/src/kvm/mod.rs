@@ -7,7 +7,7 @@ mod permission;
 
 pub use chips::{ChipError, ClockV1, IoapicV1, PicV1, PitChannelV1, PitV1};
 pub use dirty_log::{DirtyLog, DirtyLogMode, Slot, set_slot};
-pub use ioctl::{clear_dirty_log, get_dirty_log, get_sregs2, get_tsc_offset, get_xsave2, has_tsc_offset};
 pub use ioctl::{carry_pending_events, get_nested_state, set_nested_state};
+pub use ioctl::{clear_dirty_log, get_dirty_log, get_sregs2, get_tsc_offset, get_xsave2, has_tsc_offset};
 pub use ioctl::{set_sregs2, set_tsc_offset, set_xsave};
 pub use permission::permit_large_registers;

@@ -16,8 +16,8 @@ pub use cpuid::{CpuidV1, Register, Template};
 pub use fault::VcpuFault;
 pub use feature::{Feature, FeatureSet, MSR_ARCH_CAPABILITIES, Place};
 pub use msr::{MSR_TSC, MSR_TSC_DEADLINE, MsrV1, indices as msr_indices};
-pub use offer::{Offer, forced, vendor};
 pub use nested::NestedV1;
+pub use offer::{Offer, forced, vendor};
 pub use profile::{
     AddressBits, Baseline, BaselineError, FILE_LIMIT_BYTES as PROFILE_LIMIT_BYTES, Fault as ProfileFault,
     HostNote, Profile, ProfileError,
