@@ -151,7 +151,7 @@ mod tests {
         let pager = json!({"pages": 256, "pages_left": 128, "faults": 7, "fault_latency": latency});
         document["migration"]["report"] = json!({"page_bytes": 4096, "on_demand": pager});
         let shown = for_people(&document);
-        assert!(shown.contains("512.0 KiB of 1.0 MiB") && shown.contains("99 % up to 300 us"), "{shown}");
+        assert!(shown.contains("512 KiB of 1 MiB") && shown.contains("99 % up to 300 us"), "{shown}");
         document["migration"] = json!({"status": "failed", "error-desc": "no route"});
         assert!(for_people(&document).ends_with("migration  failed: no route\n"));
     }
