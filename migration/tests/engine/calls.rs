@@ -104,9 +104,7 @@ fn machines_that_do_not_fit_are_refused_with_both_sides_values() {
     let ends = plain_run(vm, FakeVm::new(other).unwrap());
     let Outcome::Failed(error) = &ends.source.outcome else { panic!("{:?}", ends.source.outcome) };
     assert_eq!(error.code(), "memory-layout");
-    for part in
-        ["source 1080 KiB (1105920 bytes) in 2 regions", "destination 1120 KiB (1146880 bytes)", "--memory"]
-    {
+    for part in ["source 1080 KiB in 2 regions", "destination 1120 KiB in 2 regions", "--memory"] {
         assert!(error.text().contains(part), "{}", error.text());
     }
     let there = ends.destination.as_ref().err().unwrap();
