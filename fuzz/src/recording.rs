@@ -88,7 +88,7 @@ pub fn save(options: &Options) -> io::Result<Option<(Sparse, FakeVm)>> {
     let path = std::env::temp_dir().join(format!("tern-fuzz-{}-{number}.snapshot", std::process::id()));
     let Ok(vm) = FakeVm::booted(options.clone()) else { return Ok(None) };
     let (uri, live) = (Uri::File { path: path.clone() }, LiveParameters::default());
-    let ended = migrate_to(vm, &uri, &live, &*control(Side::Source)?);
+    let ended = migrate_to(vm, &uri, &live, &control(Side::Source)?);
     let bytes = fs::read(&path);
     let _ = fs::remove_file(&path);
     let saved = matches!(ended.outcome, Outcome::Saved { .. });

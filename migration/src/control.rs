@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
@@ -110,9 +111,28 @@ impl Control {
         Arc::make_mut(&mut report).warnings.push(text);
     }
 
+    /// The attempt's clock since its handle was made: never goes back. All of the engine's times come from here.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.made.elapsed().as_micros() as u64
+    }
+
+    /// From then until now.
+    pub(crate) fn since_us(&self, then_us: u64) -> u64 {
+        self.now_us().saturating_sub(then_us)
+    }
+
+    /// Since the attempt began.
     pub(crate) fn elapsed_us(&self) -> u64 {
-        let started_us = self.started_us.load(Ordering::Relaxed);
-        (self.made.elapsed().as_micros() as u64).saturating_sub(started_us)
+        self.since_us(self.started_us.load(Ordering::Relaxed))
+    }
+
+    /// Starts a thread of this attempt.
+    pub(crate) fn spawn(
+        &self,
+        name: String,
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(name).spawn(run)
     }
 
     /// Waits for `time`, or until it is cancelled.
@@ -126,7 +146,7 @@ impl Control {
 
     /// The attempt starts now: what was before was only waiting for a peer.
     pub(crate) fn restart_clock(&self) {
-        self.started_us.store(self.made.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.started_us.store(self.now_us(), Ordering::Relaxed);
     }
 
     /// Publishes a report with this status: where there is no connection.

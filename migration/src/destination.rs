@@ -14,7 +14,7 @@ mod load;
 mod lobby;
 mod restore;
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use crate::channel::{Connection, Listener, Route};
 use crate::control::Control;
@@ -58,7 +58,7 @@ pub struct ReceiveError<V> {
 pub fn receive_from<V: DestinationVm>(
     vm: V,
     listener: &Listener,
-    control: &Control,
+    control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
     match lobby::meet(&vm, listener, control) {
         Ok(Met { wire, route, peer, strangers }) => {
@@ -85,7 +85,7 @@ pub fn receive_from<V: DestinationVm>(
 pub fn receive<V: DestinationVm>(
     vm: V,
     connection: Connection,
-    control: &Control,
+    control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
     let route = connection.route.clone();
     let mut attempt = Attempt::new(vm, Wire::new(connection, Side::Destination, control), route, control);
@@ -98,35 +98,35 @@ pub fn receive<V: DestinationVm>(
 }
 
 /// Everything that lasts over the phases.
-struct Attempt<'a, V> {
+struct Attempt<V> {
     vm: V,
-    wire: Wire<'a>,
-    control: &'a Control,
+    wire: Wire,
+    control: Arc<Control>,
     report: Report,
     committed: bool,
     published_us: u64,
     /// While memory arrives.
-    live_started: Option<Instant>,
+    live_started_us: Option<u64>,
     /// The round that arrives, and since when; none between two rounds.
     now: Round,
-    round_started: Option<Instant>,
+    round_started_us: Option<u64>,
 }
 
-impl<'a, V: DestinationVm> Attempt<'a, V> {
-    fn new(vm: V, wire: Wire<'a>, route: Route, control: &'a Control) -> Self {
+impl<V: DestinationVm> Attempt<V> {
+    fn new(vm: V, wire: Wire, route: Route, control: &Arc<Control>) -> Self {
         let mut report = Report::new(Side::Destination);
         report.set_route(route);
         report.memory_bytes = RamView::new(vm.ram()).region_pages().sum::<u64>() * PAGE_BYTES;
         Self {
             vm,
             wire,
-            control,
+            control: Arc::clone(control),
             report,
             committed: false,
             published_us: 0,
-            live_started: None,
+            live_started_us: None,
             now: Round::default(),
-            round_started: None,
+            round_started_us: None,
         }
     }
 
@@ -147,14 +147,14 @@ impl<'a, V: DestinationVm> Attempt<'a, V> {
     }
 
     fn measure_live(&mut self) {
-        if let Some(started) = self.live_started {
-            self.report.live_us = started.elapsed().as_micros() as u64;
+        if let Some(started_us) = self.live_started_us {
+            self.report.live_us = self.control.since_us(started_us);
         }
     }
 
     /// The round that arrives, as it is now.
     fn unfinished(&self) -> Option<Round> {
-        let duration_us = self.round_started?.elapsed().as_micros() as u64;
+        let duration_us = self.control.since_us(self.round_started_us?);
         Some(Round { duration_us, ..self.now })
     }
 
@@ -179,10 +179,10 @@ impl<'a, V: DestinationVm> Attempt<'a, V> {
     fn finish(mut self, result: Result<bool, MigrationError>) -> Result<Received<V>, Box<ReceiveError<V>>> {
         self.control.cancel.close();
         self.measure_live();
-        self.live_started = None;
+        self.live_started_us = None;
         if let Some(round) = self.unfinished() {
             self.report.push_round(round);
-            self.round_started = None;
+            self.round_started_us = None;
         }
         let error = match result {
             Ok(running) => {

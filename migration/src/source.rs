@@ -21,7 +21,7 @@ mod commit;
 mod link;
 mod rounds;
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use crate::channel::pacer::Pacer;
 use crate::channel::{self, Connection, Route, Uri};
@@ -74,7 +74,12 @@ pub struct SourceEnd<V> {
 }
 
 /// Connects to `uri` and moves the guest of `vm` there; otherwise as [`migrate`].
-pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control: &Control) -> SourceEnd<V> {
+pub fn migrate_to<V: SourceVm>(
+    vm: V,
+    uri: &Uri,
+    live: &LiveParameters,
+    control: &Arc<Control>,
+) -> SourceEnd<V> {
     let mut report = Report::new(Side::Source);
     report.set_route(Route::new(uri));
     report.set_parameters(&live.get());
@@ -91,11 +96,11 @@ pub fn migrate_to<V: SourceVm>(vm: V, uri: &Uri, live: &LiveParameters, control:
 }
 
 /// The other end.
-fn open<'a>(
+fn open(
     uri: &Uri,
     live: &LiveParameters,
-    control: &'a Control,
-) -> Result<(Box<dyn Carrier + 'a>, Route), MigrationError> {
+    control: &Arc<Control>,
+) -> Result<(Box<dyn Carrier>, Route), MigrationError> {
     if let Uri::File { path } = uri {
         return Ok((Box::new(SaveFile::create(path, &live.get(), control)?), Route::new(uri)));
     }
@@ -110,19 +115,19 @@ pub fn migrate<V: SourceVm>(
     vm: V,
     connection: Connection,
     live: &LiveParameters,
-    control: &Control,
+    control: &Arc<Control>,
 ) -> SourceEnd<V> {
     let route = connection.route.clone();
     carry(vm, Box::new(Link::new(connection, control)), route, live, control)
 }
 
 /// All phases.
-pub(crate) fn carry<'a, V: SourceVm>(
+pub(crate) fn carry<V: SourceVm>(
     vm: V,
-    carrier: Box<dyn Carrier + 'a>,
+    carrier: Box<dyn Carrier>,
     route: Route,
-    live: &'a LiveParameters,
-    control: &'a Control,
+    live: &LiveParameters,
+    control: &Arc<Control>,
 ) -> SourceEnd<V> {
     let ram = RamView::new(vm.ram());
     let mut attempt = Attempt::new(vm, carrier, route, live, control);
@@ -146,9 +151,9 @@ struct Undo {
 /// Everything that lasts over the phases.
 struct Attempt<'a, V> {
     vm: V,
-    carrier: Box<dyn Carrier + 'a>,
+    carrier: Box<dyn Carrier>,
     live: &'a LiveParameters,
-    control: &'a Control,
+    control: Arc<Control>,
     report: Report,
     undo: Undo,
     pacer: Pacer,
@@ -156,19 +161,19 @@ struct Attempt<'a, V> {
     round_trip_us: u64,
     published_us: u64,
     /// While the guest runs and memory moves.
-    live_started: Option<Instant>,
+    live_started_us: Option<u64>,
     /// The round that is being made, and since when; none between two rounds.
     now: Round,
-    round_started: Option<Instant>,
+    round_started_us: Option<u64>,
 }
 
 impl<'a, V: SourceVm> Attempt<'a, V> {
     fn new(
         vm: V,
-        carrier: Box<dyn Carrier + 'a>,
+        carrier: Box<dyn Carrier>,
         route: Route,
         live: &'a LiveParameters,
-        control: &'a Control,
+        control: &Arc<Control>,
     ) -> Self {
         let mut report = Report::new(Side::Source);
         report.set_route(route);
@@ -177,16 +182,16 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
             vm,
             carrier,
             live,
-            control,
+            control: Arc::clone(control),
             report,
             undo: Undo::default(),
             pacer: Pacer::new(live.get().max_bandwidth_bytes_per_s, now_us),
             meter: LinkMeter::new(),
             round_trip_us: 0,
             published_us: now_us,
-            live_started: None,
+            live_started_us: None,
             now: Round::default(),
-            round_started: None,
+            round_started_us: None,
         }
     }
 
@@ -201,8 +206,8 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         self.control.tell(status);
     }
 
-    fn begin_round(&mut self) -> Instant {
-        *self.round_started.insert(Instant::now())
+    fn begin_round(&mut self) -> u64 {
+        *self.round_started_us.insert(self.control.now_us())
     }
 
     /// `pages` of those that were still to be sent are done.
@@ -212,14 +217,14 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     }
 
     fn measure_live(&mut self) {
-        if let Some(started) = self.live_started {
-            self.report.live_us = started.elapsed().as_micros() as u64;
+        if let Some(started_us) = self.live_started_us {
+            self.report.live_us = self.control.since_us(started_us);
         }
     }
 
     /// The round that is being made, as it is now.
     fn unfinished(&self) -> Option<Round> {
-        let duration_us = self.round_started?.elapsed().as_micros() as u64;
+        let duration_us = self.control.since_us(self.round_started_us?);
         Some(Round { duration_us, ..self.now })
     }
 
@@ -248,10 +253,10 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         // Whoever cancels from here on is told that it is too late.
         self.control.cancel.close();
         self.measure_live();
-        self.live_started = None;
+        self.live_started_us = None;
         if let Some(round) = self.unfinished() {
             self.report.push_round(round);
-            self.round_started = None;
+            self.round_started_us = None;
         }
         let outcome = match result {
             Ok(outcome) => outcome,

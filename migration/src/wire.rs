@@ -7,7 +7,8 @@ mod frame;
 mod handshake;
 mod message;
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tern_schema::{Record, Writer, decode_record};
 
@@ -33,12 +34,12 @@ const PIECE_BYTES: usize = 1 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// One connection of a migration.
-pub(crate) struct Wire<'a> {
+pub(crate) struct Wire {
     socket: Socket,
     timeout: Duration,
     /// Nothing is waited for after this.
-    deadline: Option<Instant>,
-    control: &'a Control,
+    deadline_us: Option<u64>,
+    control: Arc<Control>,
     side: Side,
     cancellable: bool,
     /// Round; stands in each frame.
@@ -56,13 +57,13 @@ pub(crate) struct Wire<'a> {
     payload: Vec<u8>,
 }
 
-impl<'a> Wire<'a> {
-    pub(crate) fn new(connection: Connection, side: Side, control: &'a Control) -> Self {
+impl Wire {
+    pub(crate) fn new(connection: Connection, side: Side, control: &Arc<Control>) -> Self {
         Self {
             socket: connection.socket,
             timeout: connection.timeout,
-            deadline: None,
-            control,
+            deadline_us: None,
+            control: Arc::clone(control),
             side,
             cancellable: true,
             epoch: 0,
@@ -82,9 +83,11 @@ impl<'a> Wire<'a> {
         &self.payload
     }
 
-    /// From here on the peer may be silent for `silence` at most, and nothing is waited for after `deadline`.
-    pub(crate) fn limit_time(&mut self, silence: Duration, deadline: Instant) {
-        (self.timeout, self.deadline) = (silence.min(self.timeout), Some(deadline));
+    /// From here on the peer may be silent for `silence` at most, and nothing is waited for after
+    /// `longest` from now.
+    pub(crate) fn limit_time(&mut self, silence: Duration, longest: Duration) {
+        let deadline_us = self.control.now_us().saturating_add(longest.as_micros() as u64);
+        (self.timeout, self.deadline_us) = (silence.min(self.timeout), Some(deadline_us));
     }
 
     /// From here on a cancel disturbs nothing.
@@ -362,7 +365,8 @@ impl<'a> Wire<'a> {
             return Err(LinkError::Io { state, source: error }.into());
         }
         let wake = self.cancellable.then(|| self.control.cancel.as_fd());
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let now_us = self.control.now_us();
+        let left = self.deadline_us.map(|deadline| Duration::from_micros(deadline.saturating_sub(now_us)));
         let timeout = left.map_or(self.timeout, |left| left.min(self.timeout));
         match self.socket.wait(direction, wake, timeout) {
             Ok(Woken::Ready) => Ok(()),

@@ -13,20 +13,20 @@ use crate::vm::{Aspect, DestinationVm, VmFacts};
 use crate::wire::{Agreed as AgreedMessage, Compared, FrameType, Offer, Peer, compare, refusal};
 
 /// The source has introduced itself.
-pub(super) struct Connected<'s, 'a, V> {
-    pub(super) attempt: &'s mut Attempt<'a, V>,
+pub(super) struct Connected<'s, V> {
+    pub(super) attempt: &'s mut Attempt<V>,
     pub(super) ram: &'s RamView,
     pub(super) peer: Peer,
 }
 
 /// The guest will be taken.
-pub(super) struct Agreed<'s, 'a, V> {
-    attempt: &'s mut Attempt<'a, V>,
+pub(super) struct Agreed<'s, V> {
+    attempt: &'s mut Attempt<V>,
     ram: &'s RamView,
 }
 
-impl<'s, 'a, V: DestinationVm> Connected<'s, 'a, V> {
-    pub(super) fn agree(self) -> Result<Agreed<'s, 'a, V>, MigrationError> {
+impl<'s, V: DestinationVm> Connected<'s, V> {
+    pub(super) fn agree(self) -> Result<Agreed<'s, V>, MigrationError> {
         let Self { attempt, ram, peer } = self;
         attempt.report.session = peer.session;
         attempt.report.peer_tern_version = peer.tern_version;
@@ -92,8 +92,8 @@ pub(super) fn check<V: DestinationVm>(
     refusal(&aspects).map_or(Ok(chosen), Err)
 }
 
-impl<'s, 'a, V: DestinationVm> Agreed<'s, 'a, V> {
-    pub(super) fn load(self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+impl<'s, V: DestinationVm> Agreed<'s, V> {
+    pub(super) fn load(self) -> Result<Prepared<'s, V>, MigrationError> {
         let Self { attempt, ram } = self;
         attempt.set_status(Status::Active);
         Loading::new(attempt, ram).run()

@@ -1,7 +1,7 @@
 //! The answer to a source that only asks (`migrate --check`): all that was compared, and an echo for its
 //! measurements. The machine is looked at and stays with whoever waits for a real source.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::agree::{compare_all, terms};
 use crate::error::{LinkError, MigrationError, ProtocolError};
@@ -16,11 +16,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Answers until the source has heard enough. Returns what differs.
 pub(super) fn answer<V: DestinationVm>(
     vm: &V,
-    wire: &mut Wire<'_>,
+    wire: &mut Wire,
     peer: &Peer,
 ) -> Result<Vec<Aspect>, MigrationError> {
     const STATE: &str = "answering a check";
-    wire.limit_time(SILENCE_MAX, Instant::now() + TIME_MAX);
+    wire.limit_time(SILENCE_MAX, TIME_MAX);
     let offer: Offer = wire.expect(FrameType::Offer, STATE)?;
     let Compared { aspects, chosen } = compare_all(vm, &offer.facts, offer.page_bytes)?;
     let answer = Answer { aspects, agreed: terms(&offer, peer.protocol_version, chosen) };

@@ -1,7 +1,5 @@
 //! Memory, state, and the moment from which the guest is this side's.
 
-use std::time::Instant;
-
 use tern_schema::StateSet;
 
 use super::{Attempt, vm_failed};
@@ -13,30 +11,30 @@ use crate::vm::DestinationVm;
 use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running};
 
 /// Memory arrives.
-pub(super) struct Loading<'s, 'a, V> {
-    attempt: &'s mut Attempt<'a, V>,
+pub(super) struct Loading<'s, V> {
+    attempt: &'s mut Attempt<V>,
     pages: PageReceiver<'s>,
     /// What the source says of the state that follows.
     state_proof: Option<u64>,
 }
 
 /// All is loaded and checked; nothing runs.
-pub(super) struct Prepared<'s, 'a, V> {
-    attempt: &'s mut Attempt<'a, V>,
+pub(super) struct Prepared<'s, V> {
+    attempt: &'s mut Attempt<V>,
     running: bool,
     downtime: Downtime,
 }
 
-impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
-    pub(super) fn new(attempt: &'s mut Attempt<'a, V>, ram: &'s RamView) -> Self {
-        let started = Some(Instant::now());
-        (attempt.live_started, attempt.round_started) = (started, started);
+impl<'s, V: DestinationVm> Loading<'s, V> {
+    pub(super) fn new(attempt: &'s mut Attempt<V>, ram: &'s RamView) -> Self {
+        let started_us = Some(attempt.control.now_us());
+        (attempt.live_started_us, attempt.round_started_us) = (started_us, started_us);
         let hashes = attempt.report.proof.is_some();
         Self { attempt, pages: PageReceiver::new(ram, hashes), state_proof: None }
     }
 
     /// All rounds, then the state.
-    pub(super) fn run(mut self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+    pub(super) fn run(mut self) -> Result<Prepared<'s, V>, MigrationError> {
         const STATE: &str = "receiving memory";
         loop {
             let header = self.attempt.wire.receive(STATE)?;
@@ -84,12 +82,12 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
         self.attempt.report.push_round(self.attempt.now);
         self.attempt.measure_live();
         self.attempt.now = Round { round: self.attempt.now.round.wrapping_add(1), ..Round::default() };
-        self.attempt.round_started = (!last).then(Instant::now);
+        self.attempt.round_started_us = (!last).then(|| self.attempt.control.now_us());
         if let (Some(proof), Some(noted)) = (&self.pages.proof, &mut self.attempt.report.proof) {
             noted.hash_us = proof.spent_us();
         }
         if last {
-            self.attempt.live_started = None;
+            self.attempt.live_started_us = None;
             self.attempt.report.remaining_bytes = Some(0);
         }
         self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
@@ -144,19 +142,19 @@ impl<'s, 'a, V: DestinationVm> Loading<'s, 'a, V> {
         report.max_total_time_ms = told.max_total_time_ms.or(report.max_total_time_ms);
     }
 
-    fn load_state(mut self) -> Result<Prepared<'s, 'a, V>, MigrationError> {
+    fn load_state(mut self) -> Result<Prepared<'s, V>, MigrationError> {
         const STATE: &str = "waiting for the state";
         let header = self.attempt.wire.receive(STATE)?;
         if header.frame != FrameType::State {
             return Err(self.attempt.wire.unexpected(&header, STATE, "state"));
         }
-        let started = Instant::now();
+        let started_us = self.attempt.control.now_us();
         self.compare_state()?;
         let attempt = self.attempt;
         attempt.report.bytes.state += u64::from(header.length);
         let state = StateSet::decode(attempt.wire.payload()).map_err(ProtocolError::from)?;
         attempt.vm.load(state).map_err(vm_failed("loading the guest's state"))?;
-        let downtime = Downtime { load_us: started.elapsed().as_micros() as u64, ..Downtime::default() };
+        let downtime = Downtime { load_us: attempt.control.since_us(started_us), ..Downtime::default() };
         let running = header.flags & FLAG_RUNNING != 0;
         Ok(Prepared { attempt, running, downtime })
     }
@@ -169,7 +167,7 @@ fn compare(what: &'static str, source_proof: u64, destination_proof: u64) -> Res
     Err(MigrationError::Proof { what, source_proof, destination_proof })
 }
 
-impl<V: DestinationVm> Prepared<'_, '_, V> {
+impl<V: DestinationVm> Prepared<'_, V> {
     /// Says that all is ready, and waits to be told that the guest is this side's. A cancel comes before
     /// that or too late: afterwards the source may have given the guest up.
     pub(super) fn start(self) -> Result<bool, MigrationError> {
@@ -182,9 +180,9 @@ impl<V: DestinationVm> Prepared<'_, '_, V> {
         attempt.wire.send(FrameType::Prepared, &message, "saying that all is loaded")?;
         let commit: Commit = attempt.wire.expect(FrameType::Commit, "waiting for the source to hand over")?;
         attempt.committed = true;
-        let started = Instant::now();
+        let started_us = attempt.control.now_us();
         attempt.vm.start(running).map_err(vm_failed("starting the guest"))?;
-        downtime.resume_us = started.elapsed().as_micros() as u64;
+        downtime.resume_us = attempt.control.since_us(started_us);
         let Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us } = commit;
         attempt.report.live_us = live_us.unwrap_or(attempt.report.live_us);
         let resume_us = downtime.resume_us;

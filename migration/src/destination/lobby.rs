@@ -4,7 +4,8 @@
 //! answered here as well, and costs no machine either.
 
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::channel::socket::{Heard, wait_any};
 use crate::channel::{Connection, Listener, Route};
@@ -29,8 +30,8 @@ const TEXTS_KEPT: usize = 8;
 const STATE: &str = "waiting for the peer to introduce itself";
 
 /// A source that has introduced itself.
-pub(super) struct Met<'a> {
-    pub(super) wire: Wire<'a>,
+pub(super) struct Met {
+    pub(super) wire: Wire,
     pub(super) route: Route,
     pub(super) peer: Peer,
     pub(super) strangers: Strangers,
@@ -46,30 +47,30 @@ pub(super) struct Strangers {
 /// Somebody who has connected.
 struct Guest {
     connection: Connection,
-    since: Instant,
+    since_us: u64,
     /// A part of a hello is there, so that the socket is readable without anything new.
     began: bool,
 }
 
 /// Waits for a source, as long as it takes. The attempt's clock starts when it is heard.
-pub(super) fn meet<'a, V: DestinationVm>(
+pub(super) fn meet<V: DestinationVm>(
     vm: &V,
     listener: &Listener,
-    control: &'a Control,
-) -> Result<Met<'a>, MigrationError> {
+    control: &Arc<Control>,
+) -> Result<Met, MigrationError> {
     let mut guests: Vec<Guest> = Vec::new();
     let mut strangers = Strangers::default();
     let mut turn_away = |error: &MigrationError| strangers.add(error, control);
     loop {
         while let Some(connection) = listener.try_accept()? {
             if guests.len() >= GUESTS_MAX {
-                turn_away(&stalled(guests.remove(0).since));
+                turn_away(&stalled(control, guests.remove(0).since_us));
             }
-            guests.push(Guest { connection, since: Instant::now(), began: false });
+            guests.push(Guest { connection, since_us: control.now_us(), began: false });
         }
         let mut place = 0;
         while let Some(guest) = guests.get_mut(place) {
-            match guest.look() {
+            match guest.look(control) {
                 Ok(false) => place += 1,
                 Ok(true) => {
                     control.restart_clock();
@@ -103,13 +104,13 @@ impl Strangers {
     }
 }
 
-fn stalled(since: Instant) -> MigrationError {
-    LinkError::Stalled { state: STATE, timeout_ms: since.elapsed().as_millis() as u64 }.into()
+fn stalled(control: &Control, since_us: u64) -> MigrationError {
+    LinkError::Stalled { state: STATE, timeout_ms: control.since_us(since_us) / 1000 }.into()
 }
 
 impl Guest {
     /// Is all of a hello there, or something that will never be one? Consumes nothing.
-    fn look(&mut self) -> Result<bool, MigrationError> {
+    fn look(&mut self, control: &Control) -> Result<bool, MigrationError> {
         let mut first = [0; HELLO_BYTES_MAX];
         let heard = self.connection.socket.peek(&mut first);
         let Heard { bytes, ended } = heard.map_err(|source| LinkError::Io { state: STATE, source })?;
@@ -117,8 +118,8 @@ impl Guest {
         if ended || is_whole(first)? {
             return Ok(true);
         }
-        if self.since.elapsed() >= HELLO_TIMEOUT {
-            return Err(stalled(self.since));
+        if control.since_us(self.since_us) >= HELLO_TIMEOUT.as_micros() as u64 {
+            return Err(stalled(control, self.since_us));
         }
         self.began = bytes > 0;
         Ok(false)
@@ -140,11 +141,11 @@ fn is_whole(first: &[u8]) -> Result<bool, ProtocolError> {
 }
 
 /// Reads what is there already and answers it. None: somebody only had a question, and has gone.
-fn meet_one<'a, V: DestinationVm>(
+fn meet_one<V: DestinationVm>(
     vm: &V,
     connection: Connection,
-    control: &'a Control,
-) -> Result<Option<(Wire<'a>, Route, Peer)>, MigrationError> {
+    control: &Arc<Control>,
+) -> Result<Option<(Wire, Route, Peer)>, MigrationError> {
     let route = connection.route.clone();
     let mut wire = Wire::new(connection, Side::Destination, control);
     let met = greet(&mut wire).and_then(|peer| match peer.purpose {
@@ -169,7 +170,10 @@ fn wait(listener: &Listener, guests: &[Guest], control: &Control) -> Result<(), 
     let silent = guests.iter().filter(|guest| !guest.began).map(|guest| guest.connection.socket.as_fd());
     let fds: Vec<BorrowedFd<'_>> =
         [control.cancel.as_fd(), listener.as_fd()].into_iter().chain(silent).collect();
-    let left = guests.iter().map(|guest| HELLO_TIMEOUT.saturating_sub(guest.since.elapsed())).min();
+    let left = guests
+        .iter()
+        .map(|guest| HELLO_TIMEOUT.saturating_sub(Duration::from_micros(control.since_us(guest.since_us))))
+        .min();
     let pause = guests.iter().any(|guest| guest.began).then_some(HELLO_PAUSE);
     wait_any(&fds, left.into_iter().chain(pause).min())
         .map_err(|source| LinkError::Io { state: "waiting for a peer", source })?;

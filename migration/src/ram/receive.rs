@@ -34,7 +34,7 @@ impl<'r> PageReceiver<'r> {
     pub(crate) fn receive(
         &mut self,
         header: &Header,
-        wire: &mut Wire<'_>,
+        wire: &mut Wire,
     ) -> Result<(Pages, Bytes), MigrationError> {
         self.check(header, wire.payload())?;
         let mut pages = Pages::default();

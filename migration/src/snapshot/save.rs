@@ -2,6 +2,7 @@
 //! guest, so whatever happens here, the guest is still the source's.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tern_schema::encode_record;
@@ -27,8 +28,8 @@ const BLOCKS_AT_ONCE: u64 = 256;
 const SYNC_BYTES: u64 = 32 << 20;
 
 /// A file that is being written.
-pub(crate) struct SaveFile<'a> {
-    control: &'a Control,
+pub(crate) struct SaveFile {
+    control: Arc<Control>,
     path: PathBuf,
     threads: u64,
     /// Until `agree`.
@@ -50,12 +51,12 @@ struct Open {
     proof: Proof,
 }
 
-impl<'a> SaveFile<'a> {
+impl SaveFile {
     /// Takes the path; nothing that is there already is touched.
     pub(crate) fn create(
         path: &Path,
         parameters: &Parameters,
-        control: &'a Control,
+        control: &Arc<Control>,
     ) -> Result<Self, MigrationError> {
         let medium = Partial::create(path, parameters.direct_io)?;
         Ok(Self::over(Box::new(medium), path, parameters, control))
@@ -65,9 +66,9 @@ impl<'a> SaveFile<'a> {
         medium: Box<dyn Medium>,
         path: &Path,
         parameters: &Parameters,
-        control: &'a Control,
+        control: &Arc<Control>,
     ) -> Self {
-        let (path, threads) = (path.to_owned(), parameters.file_threads);
+        let (path, threads, control) = (path.to_owned(), parameters.file_threads, Arc::clone(control));
         Self { control, path, threads, medium: Some(medium), open: None, written_bytes: 0 }
     }
 
@@ -152,7 +153,7 @@ impl<'a> SaveFile<'a> {
     }
 }
 
-impl Carrier for SaveFile<'_> {
+impl Carrier for SaveFile {
     fn gives_away(&self) -> bool {
         false
     }
@@ -171,7 +172,7 @@ impl Carrier for SaveFile<'_> {
         }
         let Some(medium) = self.medium.take() else { return Err(MigrationError::Cancelled) };
         let length = layout.state_offset;
-        let workers = Workers::start(medium, layout, ram.clone(), self.threads)
+        let workers = Workers::start(medium, layout, ram.clone(), self.threads, &self.control)
             .map_err(|source| SaveError::Thread { path: self.path.clone(), source })?;
         let description = Extent::of(DESCRIPTION_OFFSET, &bytes);
         self.open = Some(Open {

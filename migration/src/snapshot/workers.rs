@@ -19,6 +19,7 @@ use vm_memory::{Bytes, GuestMemoryBackend, MemoryRegionAddress};
 use super::ledger::Ledger;
 use super::medium::Medium;
 use super::{Layout, PageEntry};
+use crate::control::Control;
 use crate::ram::proof::PageBytes;
 use crate::ram::{BATCH_PAGES_MAX, Encoding, PageRecord};
 use crate::vm::{GuestRam, PAGE_BYTES};
@@ -80,6 +81,7 @@ impl Workers {
         layout: Layout,
         ram: GuestRam,
         threads: u64,
+        control: &Control,
     ) -> std::io::Result<Self> {
         let ledger = Mutex::new(Ledger::new(&layout));
         let (queue, work, done) = (Mutex::default(), Condvar::new(), Condvar::new());
@@ -88,8 +90,7 @@ impl Workers {
         let mut workers = Self { shared, threads: Vec::new() };
         for number in 0..threads {
             let shared = Arc::clone(&workers.shared);
-            let thread = std::thread::Builder::new().name(format!("save-{number}"));
-            workers.threads.push(thread.spawn(move || serve(&shared))?);
+            workers.threads.push(control.spawn(format!("save-{number}"), move || serve(&shared))?);
         }
         Ok(workers)
     }

@@ -1,7 +1,7 @@
 //! `migrate --check`: would the guest fit there, and how far away is it? The handshake of a migration and a few
 //! measurements, with neither machine touched: this side needs only what its machine says of itself.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tern_schema::ChosenVersion;
@@ -77,10 +77,10 @@ pub fn check(
     facts: VmFacts,
     uri: &Uri,
     parameters: &Parameters,
-    control: &Control,
+    control: &Arc<Control>,
 ) -> Result<CheckReport, MigrationError> {
     let mut wire = Wire::new(channel::connect(uri, control)?, Side::Source, control);
-    let result = ask(facts, uri, parameters, &mut wire);
+    let result = ask(facts, uri, parameters, &mut wire, control);
     control.cancel.close();
     result.map(|report| CheckReport { total_us: control.elapsed_us(), ..report }).map_err(|error| {
         let error = wire.last_words(error);
@@ -93,7 +93,8 @@ fn ask(
     facts: VmFacts,
     uri: &Uri,
     parameters: &Parameters,
-    wire: &mut Wire<'_>,
+    wire: &mut Wire,
+    control: &Control,
 ) -> Result<CheckReport, MigrationError> {
     let peer = introduce(wire, Purpose::Check)?;
     let offer = agree::offer(facts, parameters);
@@ -103,7 +104,7 @@ fn ask(
     let terms = link::terms(&offer, &agreed, peer.protocol_version)?;
     let mut trips = [0; ROUND_TRIPS];
     for trip in &mut trips {
-        *trip = probe(wire, 0)?;
+        *trip = probe(wire, control, 0)?;
     }
     trips.sort_unstable();
     let aspects: Vec<Aspect> = aspects.iter().map(Aspect::readable).collect();
@@ -117,24 +118,24 @@ fn ask(
         encodings: encoding_names(agreed.encodings),
         proof: terms.hashes,
         round_trip_us: trips.get(ROUND_TRIPS / 2).copied().unwrap_or(0),
-        link_bytes_per_s: measure(wire)?,
+        link_bytes_per_s: measure(wire, control)?,
         total_us: 0,
     })
 }
 
 /// Bytes a second: once with little, to see how much makes a good measurement.
-fn measure(wire: &mut Wire<'_>) -> Result<u64, MigrationError> {
-    let first = rate(FIRST_PROBE_BYTES, probe(wire, FIRST_PROBE_BYTES)?);
+fn measure(wire: &mut Wire, control: &Control) -> Result<u64, MigrationError> {
+    let first = rate(FIRST_PROBE_BYTES, probe(wire, control, FIRST_PROBE_BYTES)?);
     let bytes = (u128::from(first) * u128::from(PROBE_TIME_US) / 1_000_000) as u64;
     let bytes = bytes.clamp(FIRST_PROBE_BYTES, PROBE_MOST_BYTES);
-    Ok(rate(bytes, probe(wire, bytes)?))
+    Ok(rate(bytes, probe(wire, control, bytes)?))
 }
 
 /// Sends so many bytes; microseconds until the peer says that it has them.
-fn probe(wire: &mut Wire<'_>, bytes: u64) -> Result<u64, MigrationError> {
+fn probe(wire: &mut Wire, control: &Control, bytes: u64) -> Result<u64, MigrationError> {
     const STATE: &str = "measuring the link";
     let piece = [0; PIECE_BYTES];
-    let started = Instant::now();
+    let started_us = control.now_us();
     let mut left = bytes;
     loop {
         let now = left.min(PIECE_BYTES as u64);
@@ -151,5 +152,5 @@ fn probe(wire: &mut Wire<'_>, bytes: u64) -> Result<u64, MigrationError> {
         let (frame, field, found) = ("echo", "bytes", echo.bytes);
         return Err(ProtocolError::Mismatch { frame, field, found, expected: bytes }.into());
     }
-    Ok(started.elapsed().as_micros() as u64)
+    Ok(control.since_us(started_us))
 }

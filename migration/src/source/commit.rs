@@ -2,10 +2,11 @@
 //!
 //! Nothing here logs or makes JSON, and buffers were made before: the guest is waiting.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use super::rounds::Rounds;
 use super::{Attempt, Outcome, vm_failed};
+use crate::control::Control;
 use crate::error::MigrationError;
 use crate::stats::{Downtime, Status};
 use crate::vm::{PAGE_BYTES, SourceVm};
@@ -15,29 +16,30 @@ use crate::wire::Commit;
 pub(super) struct Stopped<'s, 'a, V> {
     pub(super) rounds: Rounds<'s, 'a, V>,
     pub(super) running: bool,
-    pub(super) stop_started: Instant,
+    pub(super) stop_started_us: u64,
     pub(super) downtime: Downtime,
 }
 
 /// The other end has all and waits.
 pub(super) struct Offered<'s, 'a, V> {
     attempt: &'s mut Attempt<'a, V>,
-    stop_started: Instant,
+    stop_started_us: u64,
     downtime: Downtime,
 }
 
 impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
     /// Saves, then looks at the dirty log once: saving may write guest memory, and nothing does after it.
     pub(super) fn offer(self) -> Result<Offered<'s, 'a, V>, MigrationError> {
-        let Self { mut rounds, running, stop_started, mut downtime } = self;
-        downtime.state_save_us = timed(|| save(&mut rounds))?;
-        downtime.final_ram_us = timed(|| send_last_pages(&mut rounds))?;
+        let Self { mut rounds, running, stop_started_us, mut downtime } = self;
+        let control = Arc::clone(&rounds.attempt.control);
+        downtime.state_save_us = timed(&control, || save(&mut rounds))?;
+        downtime.final_ram_us = timed(&control, || send_last_pages(&mut rounds))?;
         let Rounds { attempt, state, .. } = rounds;
-        let sending = Instant::now();
+        let sending_us = attempt.control.now_us();
         downtime.load_us = attempt.carrier.state(&state, running)?;
-        downtime.state_send_us = Some(sending.elapsed().as_micros() as u64);
+        downtime.state_send_us = Some(attempt.control.since_us(sending_us));
         attempt.report.bytes.state += state.len() as u64;
-        Ok(Offered { attempt, stop_started, downtime })
+        Ok(Offered { attempt, stop_started_us, downtime })
     }
 }
 
@@ -49,14 +51,14 @@ fn save<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), MigrationErro
 }
 
 fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), MigrationError> {
-    let started = rounds.attempt.begin_round();
+    let started_us = rounds.attempt.begin_round();
     let vm = &mut rounds.attempt.vm;
     vm.dirty_log_fetch(&mut rounds.pending).map_err(vm_failed("reading the dirty log"))?;
     rounds.attempt.report.remaining_bytes = Some(rounds.pending.count() * PAGE_BYTES);
     rounds.send_pending(false)?;
     rounds.prove();
-    rounds.end_round(started, true)?;
-    rounds.close_round(started);
+    rounds.end_round(started_us, true)?;
+    rounds.close_round(started_us);
     Ok(())
 }
 
@@ -64,12 +66,12 @@ impl<V: SourceVm> Offered<'_, '_, V> {
     /// Makes it final. A guest that changes hands is given up just before; either a cancel comes before that, or it
     /// comes too late. One that is kept may go on before its file is on the disk.
     pub(super) fn commit(self) -> Result<Outcome, MigrationError> {
-        let Self { attempt, stop_started, mut downtime } = self;
+        let Self { attempt, stop_started_us, mut downtime } = self;
         let gives_away = attempt.carrier.gives_away();
         let resumed = !gives_away && !attempt.stays_stopped();
         if resumed {
-            downtime.resume_us = timed(|| attempt.keep_running())?;
-            downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
+            downtime.resume_us = timed(&Arc::clone(&attempt.control), || attempt.keep_running())?;
+            downtime.total_us = Some(attempt.control.since_us(stop_started_us));
             attempt.set_status(Status::Active);
         }
         attempt.carrier.settle()?;
@@ -77,7 +79,7 @@ impl<V: SourceVm> Offered<'_, '_, V> {
         if !attempt.control.cancel.close() {
             return Err(MigrationError::Cancelled);
         }
-        let commit_started = Instant::now();
+        let commit_us = attempt.control.now_us();
         if gives_away {
             attempt.undo.given_up = true;
             attempt.vm.give_up();
@@ -88,16 +90,19 @@ impl<V: SourceVm> Offered<'_, '_, V> {
         let resume_us = attempt.carrier.commit(&commit, &mut attempt.report)?;
         if gives_away {
             downtime.resume_us = resume_us;
-            downtime.total_us = Some(stop_started.elapsed().as_micros() as u64);
+            downtime.total_us = Some(attempt.control.since_us(stop_started_us));
         }
-        downtime.commit_us = Some(commit_started.elapsed().as_micros() as u64);
+        downtime.commit_us = Some(attempt.control.since_us(commit_us));
         attempt.report.downtime = Some(downtime);
         Ok(if gives_away { Outcome::Completed } else { Outcome::Saved { resumed } })
     }
 }
 
-fn timed(action: impl FnOnce() -> Result<(), MigrationError>) -> Result<u64, MigrationError> {
-    let started = Instant::now();
+fn timed(
+    control: &Control,
+    action: impl FnOnce() -> Result<(), MigrationError>,
+) -> Result<u64, MigrationError> {
+    let started_us = control.now_us();
     action()?;
-    Ok(started.elapsed().as_micros() as u64)
+    Ok(control.since_us(started_us))
 }

@@ -1,6 +1,6 @@
 //! The link: a guest goes to a peer, which takes it over.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use tern_schema::ChosenVersion;
 
@@ -17,13 +17,14 @@ use crate::wire::{
 };
 
 /// A connection to a destination.
-pub(crate) struct Link<'a> {
-    wire: Wire<'a>,
+pub(crate) struct Link {
+    wire: Wire,
+    control: Arc<Control>,
 }
 
-impl<'a> Link<'a> {
-    pub(crate) fn new(connection: Connection, control: &'a Control) -> Self {
-        Self { wire: Wire::new(connection, Side::Source, control) }
+impl Link {
+    pub(crate) fn new(connection: Connection, control: &Arc<Control>) -> Self {
+        Self { wire: Wire::new(connection, Side::Source, control), control: Arc::clone(control) }
     }
 }
 
@@ -57,15 +58,15 @@ fn check_versions(offered: &[SectionOffer], chosen: &[ChosenVersion]) -> Result<
     Ok(())
 }
 
-impl Carrier for Link<'_> {
+impl Carrier for Link {
     fn gives_away(&self) -> bool {
         true
     }
 
     fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError> {
-        let asked = Instant::now();
+        let asked_us = self.control.now_us();
         let peer = introduce(&mut self.wire, Purpose::Migration)?;
-        let round_trip_us = asked.elapsed().as_micros() as u64;
+        let round_trip_us = self.control.since_us(asked_us);
         report.session = peer.session;
         report.peer_tern_version = peer.tern_version;
         report.protocol_version = peer.protocol_version;

@@ -1,7 +1,7 @@
 //! Rounds: all pages once, then those that were written meanwhile, again and again, until little is left.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tern_schema::StateSet;
 
@@ -64,7 +64,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
 
     /// Makes rounds until the guest may be stopped, and stops it.
     pub(super) fn run(mut self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
-        self.attempt.live_started = Some(Instant::now());
+        self.attempt.live_started_us = Some(self.attempt.control.now_us());
         loop {
             self.round()?;
             let figures = self.figures();
@@ -85,18 +85,18 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     /// One round with the guest running.
     fn round(&mut self) -> Result<(), MigrationError> {
         self.attempt.control.tell_pass(self.attempt.now.round.saturating_add(1));
-        let started = self.attempt.begin_round();
+        let started_us = self.attempt.begin_round();
         self.send_pending(true)?;
-        self.end_round(started, false)?;
+        self.end_round(started_us, false)?;
         let vm = &mut self.attempt.vm;
         vm.dirty_log_fetch(&mut self.pending).map_err(vm_failed("reading the dirty log"))?;
         self.attempt.now.pages_dirty_at_end = Some(self.pending.count());
-        self.close_round(started);
+        self.close_round(started_us);
         Ok(())
     }
 
     /// Tells the other end that a round has ended.
-    pub(super) fn end_round(&mut self, started: Instant, last: bool) -> Result<(), MigrationError> {
+    pub(super) fn end_round(&mut self, started_us: u64, last: bool) -> Result<(), MigrationError> {
         let limits = self.attempt.live.get();
         let before = self.attempt.report.rounds.last();
         let proof = self.attempt.report.proof.filter(|_| last);
@@ -115,17 +115,17 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         };
         self.attempt.carrier.end_round(&message)?;
         self.attempt.now.stopped = last;
-        self.attempt.now.duration_us = started.elapsed().as_micros() as u64;
+        self.attempt.now.duration_us = self.attempt.control.since_us(started_us);
         Ok(())
     }
 
     /// Puts the round into the report and begins the next.
-    pub(super) fn close_round(&mut self, started: Instant) {
-        let time_us = started.elapsed().as_micros() as u64;
+    pub(super) fn close_round(&mut self, started_us: u64) {
+        let time_us = self.attempt.control.since_us(started_us);
         let dirty = self.attempt.now.pages_dirty_at_end;
         self.attempt.now.dirty_pages_per_s = dirty.map(|pages| rate(pages, time_us));
         self.attempt.now.finished = true;
-        self.attempt.round_started = None;
+        self.attempt.round_started_us = None;
         let now = self.attempt.now;
         let report = &mut self.attempt.report;
         report.dirty_pages_per_s = now.dirty_pages_per_s.or(report.dirty_pages_per_s);
@@ -153,13 +153,13 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     fn stop(self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
         let attempt = &mut *self.attempt;
         attempt.set_status(Status::Device);
-        attempt.live_started = None;
+        attempt.live_started_us = None;
         attempt.undo.stop_called = true;
-        let stop_started = Instant::now();
+        let stop_started_us = attempt.control.now_us();
         let running = attempt.vm.stop().map_err(vm_failed("stopping the guest"))?;
-        let stop_us = stop_started.elapsed().as_micros() as u64;
+        let stop_us = attempt.control.since_us(stop_started_us);
         let downtime = Downtime { stop_us, ..Downtime::default() };
-        Ok(Stopped { rounds: self, running, stop_started, downtime })
+        Ok(Stopped { rounds: self, running, stop_started_us, downtime })
     }
 
     /// Sends all pending pages, chunk by chunk. While the guest runs, the dirty bits of a chunk are cleared

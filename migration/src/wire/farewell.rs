@@ -1,7 +1,7 @@
 //! The end of a connection that failed: saying why, and finding out what the peer said.
 
 use std::io::ErrorKind;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Failed, FrameType, Refused, Wire};
 use crate::channel::Direction;
@@ -12,7 +12,7 @@ use crate::stats::Side;
 /// How long a side that gives up tries to say so, and then waits for the peer to have heard it.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-impl Wire<'_> {
+impl Wire {
     /// If `error` is the connection's, and the peer has left a word on why it closed it, then that.
     pub(crate) fn last_words(&mut self, error: MigrationError) -> MigrationError {
         if !matches!(error, MigrationError::Link(_)) || self.cut_receiving {
@@ -51,10 +51,10 @@ impl Wire<'_> {
     }
 
     fn drain(&mut self) {
-        let deadline = Instant::now() + self.timeout;
+        let began_us = self.control.now_us();
         let mut rest = vec![0; 64 << 10];
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = self.timeout.saturating_sub(Duration::from_micros(self.control.since_us(began_us)));
             match self.socket.receive(&[InSpan::buffer(&mut rest)]) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !left.is_zero() => {
                     if self.socket.wait(Direction::Receive, None, left).is_err() {

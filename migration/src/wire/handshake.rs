@@ -22,7 +22,7 @@ pub(crate) struct Peer {
 const STATE: &str = "introducing itself";
 
 /// The source introduces itself and hears who is there.
-pub(crate) fn introduce(wire: &mut Wire<'_>, purpose: Purpose) -> Result<Peer, MigrationError> {
+pub(crate) fn introduce(wire: &mut Wire, purpose: Purpose) -> Result<Peer, MigrationError> {
     let session = new_session().map_err(|source| LinkError::Io { state: STATE, source })?;
     send_hello(wire, session, purpose)?;
     wire.receive_magic()?;
@@ -40,7 +40,7 @@ pub(crate) fn introduce(wire: &mut Wire<'_>, purpose: Purpose) -> Result<Peer, M
 }
 
 /// The destination hears who is there and introduces itself, with the purpose that it has heard.
-pub(crate) fn greet(wire: &mut Wire<'_>) -> Result<Peer, MigrationError> {
+pub(crate) fn greet(wire: &mut Wire) -> Result<Peer, MigrationError> {
     wire.receive_magic()?;
     let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
     let purpose = Purpose::from_role(peer.role).unwrap_or(Purpose::Migration);
@@ -48,7 +48,7 @@ pub(crate) fn greet(wire: &mut Wire<'_>) -> Result<Peer, MigrationError> {
     checked(peer)
 }
 
-fn send_hello(wire: &mut Wire<'_>, session: [u8; 16], purpose: Purpose) -> Result<(), MigrationError> {
+fn send_hello(wire: &mut Wire, session: [u8; 16], purpose: Purpose) -> Result<(), MigrationError> {
     wire.send_magic()?;
     let hello = Hello {
         protocol_min: PROTOCOL_MIN,

@@ -215,7 +215,7 @@ impl Medium for Troubled {
     }
 }
 
-fn save_over(vm: FakeVm, path: &Path, plan: Plan, control: &Control) -> SourceEnd<FakeVm> {
+fn save_over(vm: FakeVm, path: &Path, plan: Plan, control: &Arc<Control>) -> SourceEnd<FakeVm> {
     let inner = Partial::create(path, false).unwrap();
     let medium = Box::new(Troubled { inner, plan, made: AtomicU32::new(0) });
     let live = live(r#"{"file-threads": 1}"#);
