@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use serde_json::{Map, Value, json};
 use tern_migration::Parameters;
-use tern_migration::config::{CAPABILITIES, Capability, PARAMETERS, Parameter, SWITCH};
+use tern_migration::config::{CAPABILITIES, Capability, Kind, PARAMETERS, Parameter, Setting};
 
 use super::progress::Progress;
 use super::vm::ControlArgs;
@@ -75,22 +75,25 @@ const CAPABILITY: &str = "capability";
 impl Args for ParameterArgs {
     fn augment_args(command: clap::Command) -> clap::Command {
         let flag = |row: &'static Parameter| {
-            let default = match (row.default, row.zero) {
-                (0, Some(zero)) => zero.to_owned(),
-                (default, _) if row.unit == SWITCH => row.shown(default),
-                (default, _) => format!("{default} {}", row.unit),
+            let default = match (&row.kind, row.default()) {
+                (Kind::Number { zero: Some(zero), .. }, Setting::Number(0)) => (*zero).to_owned(),
+                (Kind::Number { unit, .. }, default) => format!("{} {unit}", row.shown(&default)),
+                (_, default) => row.shown(&default),
             };
-            let unit = match row.unit {
-                "bytes/s" => "SIZE/s",
-                "ms" => "TIME",
-                SWITCH => "on|off",
-                _ => "NUMBER",
+            let form = match &row.kind {
+                Kind::Number { unit: "bytes/s", .. } => "SIZE/s",
+                Kind::Number { unit: "bytes", .. } => "SIZE",
+                Kind::Number { unit: "ms", .. } => "TIME",
+                Kind::Number { .. } => "NUMBER",
+                Kind::Switch { .. } => "on|off",
+                Kind::Choice { .. } => "NAME",
+                Kind::Text { form, .. } => form,
             };
             let meaning = row.meaning.trim_end_matches('.');
-            let help = format!("{meaning} [{}: {}; default: {default}]", row.unit, row.legal());
+            let help = format!("{meaning} [{}: {}; default: {default}]", row.unit(), row.legal());
             Arg::new(row.name)
                 .long(row.name)
-                .value_name(unit)
+                .value_name(form)
                 .help(help)
                 .value_parser(move |text: &str| value(row, text))
         };
@@ -105,7 +108,8 @@ impl Args for ParameterArgs {
             .help(format!("Switch a capability on or off: {}", names.join(", ")))
             .action(ArgAction::Append)
             .value_parser(capability);
-        command.args(PARAMETERS.iter().map(flag)).arg(capability)
+        let rows = PARAMETERS.iter().filter(|row| row.scope.is_sources());
+        command.args(rows.map(flag)).arg(capability)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -116,8 +120,12 @@ impl Args for ParameterArgs {
 impl FromArgMatches for ParameterArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |row: &Parameter| {
-            let json = |value: &u64| if row.unit == SWITCH { json!(*value != 0) } else { json!(value) };
-            matches.get_one::<u64>(row.name).map(|value| (row.name.to_owned(), json(value)))
+            // A destination's parameters have no flag here.
+            matches
+                .try_get_one::<Setting>(row.name)
+                .ok()
+                .flatten()
+                .map(|value| (row.name.to_owned(), row.json(value)))
         };
         let capabilities = matches.get_many::<Value>(CAPABILITY).unwrap_or_default().cloned().collect();
         Ok(Self { parameters: PARAMETERS.iter().filter_map(given).collect(), capabilities })
@@ -130,21 +138,32 @@ impl FromArgMatches for ParameterArgs {
 }
 
 /// A parameter's value as people write it: `100M` for bytes, `50`, `50ms` or `2s` for times.
-fn value(row: &Parameter, text: &str) -> Result<u64, String> {
-    let value = match (row.unit, text) {
-        ("bytes/s", _) => {
-            text.trim_end_matches("/s").parse::<ByteSize>().map_err(|error| error.to_string())?.0
-        }
-        ("ms", _) => milliseconds(text).ok_or_else(|| {
-            format!("not a time: write milliseconds, or such as 50ms or 2s; legal: {} ms", row.legal())
-        })?,
-        (SWITCH, "on") => 1,
-        (SWITCH, "off") => 0,
-        (SWITCH, _) => return Err("write on or off".to_owned()),
-        _ => text.parse().map_err(|_| format!("not a number of {}; legal: {}", row.unit, row.legal()))?,
+fn value(row: &Parameter, text: &str) -> Result<Setting, String> {
+    let setting = match &row.kind {
+        Kind::Number { unit, .. } => Setting::Number(number(row, unit, text)?),
+        Kind::Switch { .. } => match text {
+            "on" => Setting::Switch(true),
+            "off" => Setting::Switch(false),
+            _ => return Err("write on or off".to_owned()),
+        },
+        Kind::Choice { .. } => row.chosen(text).map_err(|error| error.to_string())?,
+        Kind::Text { .. } => Setting::Text((!text.is_empty()).then(|| text.into())),
     };
-    Parameters::default().set(row.name, value).map_err(|error| error.to_string())?;
-    Ok(value)
+    Parameters::default().set(row.name, setting.clone()).map_err(|error| error.to_string())?;
+    Ok(setting)
+}
+
+fn number(row: &Parameter, unit: &str, text: &str) -> Result<u64, String> {
+    match unit {
+        "bytes/s" | "bytes" => {
+            let size = text.trim_end_matches("/s").parse::<ByteSize>();
+            size.map(|size| size.0).map_err(|error| error.to_string())
+        }
+        "ms" => milliseconds(text).ok_or_else(|| {
+            format!("not a time: write milliseconds, or such as 50ms or 2s; legal: {} ms", row.legal())
+        }),
+        _ => text.parse().map_err(|_| format!("not a number of {unit}; legal: {}", row.legal())),
+    }
 }
 
 fn milliseconds(text: &str) -> Option<u64> {
@@ -328,7 +347,7 @@ mod tests {
     fn help_shows_each_parameters_unit_range_and_default() {
         let help = parse("--help").unwrap_err();
         for row in PARAMETERS {
-            let shown = format!("[{}: {}; default: ", row.unit, row.legal());
+            let shown = format!("[{}: {}; default: ", row.unit(), row.legal());
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words(&help).contains(&shown), "no {shown} in {help}");
         }

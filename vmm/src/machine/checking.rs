@@ -128,7 +128,7 @@ impl Machine {
         let facts = SourceVm::facts(vm);
         let blocked = sections::blocked_reasons(self.core.devices().parts());
         let check = Check { state: Arc::new(Mutex::new(State::Active)), control };
-        let (shared, sink, parameters) = (check.clone(), self.sink.clone(), request.parameters);
+        let (shared, sink, parameters) = (check.clone(), self.sink.clone(), request.parameters.clone());
         std::thread::Builder::new()
             .name("check".to_owned())
             .spawn(move || shared.run(facts, blocked, &uri, &parameters, &sink))

@@ -119,7 +119,7 @@ impl Machine {
         if self.vm.is_none() {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
         }
-        let attempt = self.new_attempt(Side::Source, request.parameters)?;
+        let attempt = self.new_attempt(Side::Source, request.parameters.clone())?;
         self.start(attempt, move |vm, Attempt { control, live, .. }| {
             Ended::Source(source::migrate_to(vm, &uri, &live, &control))
         })
@@ -158,7 +158,7 @@ impl Machine {
             }
             Ended::Destination(end)
         };
-        let attempt = self.new_attempt(Side::Destination, self.awaited);
+        let attempt = self.new_attempt(Side::Destination, self.awaited.clone());
         if let Err(error) = attempt.and_then(|attempt| self.start(attempt, receive)) {
             // There is no guest yet, and sources must not be left waiting.
             self.end(Err(RunError::Incoming { uri, reason: error.to_string() }));

@@ -108,7 +108,7 @@ impl Machine {
         let running = self.attempt.as_ref().filter(|attempt| attempt.running);
         if self.receiver.is_some() || self.core.run().holds(Hold::Incoming) {
             self.awaited = self.awaited.merged_at_destination(changes).map_err(invalid)?;
-            running.inspect(|attempt| attempt.live.set(self.awaited));
+            running.inspect(|attempt| attempt.live.set(self.awaited.clone()));
             return Ok(());
         }
         match running {
@@ -236,7 +236,7 @@ impl Operations for Handle {
         let machine = self.lock();
         let running =
             machine.attempt.as_ref().filter(|attempt| attempt.running && machine.receiver.is_none());
-        running.map_or(machine.awaited, |attempt| attempt.live.get())
+        running.map_or(machine.awaited.clone(), |attempt| attempt.live.get())
     }
 
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {

@@ -1,0 +1,113 @@
+//! All parameters.
+
+use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::Parameters;
+use super::capability::{CAPABILITIES, Capability};
+use super::parameter::{Kind, Parameter, Place, Scope};
+
+/// All parameters.
+pub const PARAMETERS: &[Parameter] = &[
+    Parameter::number("max-bandwidth", "bytes/s", 262_144..=1 << 50, 0, |p| &mut p.max_bandwidth_bytes_per_s)
+        .zero_is("unlimited")
+        .means("Most bytes a second that are sent while the guest runs; not applied while it is stopped."),
+    Parameter::number("downtime-limit", "ms", 0..=2_000_000, 300, |p| &mut p.downtime_limit_ms)
+        .means("Longest stop of the guest that is accepted: it is stopped when the rest fits into this."),
+    Parameter::number("max-total-time", "ms", 1..=u32::MAX as u64, 0, |p| &mut p.max_total_time_ms)
+        .zero_is("none")
+        .means("Longest time before the guest is stopped; then the migration fails and the guest runs on."),
+    Parameter::number("file-threads", "threads", 1..=16, 4, |p| &mut p.file_threads)
+        .of(Scope::Files)
+        .fixed()
+        .means("Files: threads that write."),
+    Parameter::switch("direct-io", false, |p| &mut p.direct_io)
+        .of(Scope::Files)
+        .fixed()
+        .means("Files: write memory past the host's page cache (O_DIRECT)."),
+];
+
+/// How rows are written: name and value first, then what isn't as usual.
+impl Parameter {
+    const fn row(name: &'static str, kind: Kind, place: Place) -> Self {
+        Self { name, kind, scope: Scope::Source, fixed: false, meaning: "", place }
+    }
+
+    const fn number(
+        name: &'static str,
+        unit: &'static str,
+        range: RangeInclusive<u64>,
+        default: u64,
+        place: fn(&mut Parameters) -> &mut u64,
+    ) -> Self {
+        Self::row(name, Kind::Number { unit, range, zero: None, default }, Place::Number(place))
+    }
+
+    const fn switch(name: &'static str, default: bool, place: fn(&mut Parameters) -> &mut bool) -> Self {
+        Self::row(name, Kind::Switch { default }, Place::Switch(place))
+    }
+
+    #[cfg_attr(not(test), expect(dead_code, reason = "the first such parameter is about to come"))]
+    pub(super) const fn choice(
+        name: &'static str,
+        names: &'static [&'static str],
+        place: fn(&mut Parameters) -> &mut &'static str,
+    ) -> Self {
+        Self::row(name, Kind::Choice { names }, Place::Choice(place))
+    }
+
+    #[cfg_attr(not(test), expect(dead_code, reason = "the first such parameter is about to come"))]
+    pub(super) const fn text(
+        name: &'static str,
+        form: &'static str,
+        absent: &'static str,
+        place: fn(&mut Parameters) -> &mut Option<Arc<str>>,
+    ) -> Self {
+        Self::row(name, Kind::Text { form, absent }, Place::Text(place))
+    }
+
+    const fn zero_is(mut self, meaning: &'static str) -> Self {
+        if let Kind::Number { zero, .. } = &mut self.kind {
+            *zero = Some(meaning);
+        }
+        self
+    }
+
+    const fn of(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    const fn fixed(mut self) -> Self {
+        self.fixed = true;
+        self
+    }
+
+    pub(super) const fn means(mut self, meaning: &'static str) -> Self {
+        self.meaning = meaning;
+        self
+    }
+}
+
+/// Both tables in markdown, as they stand in PROTOCOL.md.
+pub fn tables_markdown() -> String {
+    let mut out =
+        String::from("| parameter | whose | unit | legal | default | meaning |\n|---|---|---|---|---|---|\n");
+    for row in PARAMETERS {
+        let whose = match row.scope {
+            Scope::Source => "source",
+            Scope::Files => "files",
+            Scope::Each => "each side",
+            Scope::Destination => "destination",
+        };
+        let (unit, legal, default) = (row.unit(), row.legal(), row.shown(&row.default()));
+        let _ =
+            writeln!(out, "| `{}` | {whose} | {unit} | {legal} | {default} | {} |", row.name, row.meaning);
+    }
+    out.push_str("\n| capability | default | meaning |\n|---|---|---|\n");
+    for Capability { name, default, meaning, .. } in CAPABILITIES {
+        let _ = writeln!(out, "| `{name}` | {} | {meaning} |", if *default { "on" } else { "off" });
+    }
+    out
+}
