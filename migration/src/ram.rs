@@ -2,11 +2,17 @@
 //! looks on the wire.
 
 mod batch;
+#[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
+mod cache;
+#[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
+mod compress;
 mod encode;
 mod guest;
 pub(crate) mod proof;
 mod receive;
 mod send;
+#[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
+mod xbzrle;
 mod zero;
 
 pub(crate) use batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
