@@ -11,8 +11,6 @@ mod zstd;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
-use crate::vm::PAGE_BYTES;
-
 /// Most pages of a group.
 pub(crate) const GROUP_PAGES_MAX: usize = 16;
 

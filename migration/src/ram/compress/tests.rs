@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::vm::PAGE_BYTES;
 
 const PAGE: usize = PAGE_BYTES as usize;
 
