@@ -1,5 +1,7 @@
-//! Which pages have to be sent: one bit a page, region by region.
+//! Which pages have to be sent: one bit a page, region by region; and how a host finds them.
 
 mod bitmap;
+mod mode;
 
 pub use bitmap::DirtyBitmap;
+pub use mode::{DirtyLogMode, VcpuDirty};

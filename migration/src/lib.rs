@@ -37,7 +37,7 @@ mod wire;
 
 pub use config::{Capabilities, LiveParameters, Parameters};
 pub use control::{Control, Observer, Unobserved};
-pub use dirty::DirtyBitmap;
+pub use dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 pub use error::{Blame, MigrationError};
 #[doc(hidden)]
 pub use ram::is_zero_slice;

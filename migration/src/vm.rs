@@ -12,7 +12,7 @@ use tern_schema::{StateSet, record};
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::AtomicBitmap;
 
-use crate::dirty::DirtyBitmap;
+use crate::dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 
 /// Guest memory. Region number n is memory slot n. Its bitmap records what the VMM and its devices write,
 /// which KVM's dirty log doesn't see.
@@ -193,18 +193,26 @@ pub trait SourceVm: Send {
     fn ram(&self) -> &GuestRam;
     /// Starts the dirty log. A host with "initially all set" reports every page in the first fetch; the
     /// engine treats all pages as dirty at the start on every host.
-    fn dirty_log_start(&mut self) -> Result<(), VmError>;
-    /// Adds to `dirty` all pages written since they were last cleared (hosts with manual protect) or last
-    /// fetched (others), by the guest as by the VMM and its devices.
+    ///
+    /// `mode`: how, or any that the machine can (none). Returns how; a machine that can't do it so says what
+    /// would help.
+    fn dirty_log_start(&mut self, mode: Option<DirtyLogMode>) -> Result<DirtyLogMode, VmError>;
+    /// Adds to `dirty` all pages written since they were last cleared ([`DirtyLogMode::ManualClear`]) or last
+    /// fetched (the others), by the guest as by the VMM and its devices.
     fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError>;
     /// Clears and re-protects those pages of the range that a fetch has reported and that weren't cleared
     /// since, so that later writes to them are reported again. **A page that no fetch has reported must stay
     /// logged**: it may have become dirty since the fetch, and the engine, which doesn't know of it, sends
     /// it in the next round only. `pages.start` is a multiple of 64, and so is `pages.end` unless it is
-    /// the region's end. Does nothing on hosts whose fetch has cleared already.
+    /// the region's end. Does nothing in the modes whose fetch has cleared already.
     fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError>;
     /// Ends the dirty log. Harmless when it isn't running.
     fn dirty_log_stop(&mut self) -> Result<(), VmError>;
+    /// What each vCPU has written since the log was started and until it was last fetched; empty where the log
+    /// doesn't say who wrote.
+    fn dirty_by_vcpu(&self) -> Vec<VcpuDirty> {
+        Vec::new()
+    }
     /// Appends to `out`, in order, the parts of `pages` that may hold something other than zeroes; a page
     /// outside them was never touched and reads as zero. Must be asked after `dirty_log_clear` of the same
     /// pages, or a write between the two would be lost.

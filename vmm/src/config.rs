@@ -1,6 +1,7 @@
 //! The configuration of a machine, as data: what `tern run` was asked for, checked for itself but not yet
 //! against this host.
 
+mod dirty_log;
 mod forms;
 mod mac;
 mod restore;
@@ -13,6 +14,7 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 use uuid::Uuid;
 
+pub use dirty_log::DirtyLogConfig;
 pub use forms::{CpuModel, DiskConfig, FormError, Incoming, NetForm, SerialConfig, check_uri};
 pub use mac::{MacAddress, MacError};
 pub use restore::{RestoreConfig, RestoreMode};
@@ -60,6 +62,8 @@ pub struct VmConfig {
     pub incoming: Option<Incoming>,
     /// Which CPU the guest sees.
     pub cpu: CpuModel,
+    /// How the pages that it writes are found.
+    pub dirty_log: DirtyLogConfig,
     /// Boot into a stopped machine: `cont` starts it.
     pub paused: bool,
     /// End when the guest resets its machine, instead of starting it anew.
@@ -210,6 +214,7 @@ impl VmConfig {
             control: None,
             incoming: None,
             cpu: CpuModel::default(),
+            dirty_log: DirtyLogConfig::default(),
             paused: false,
             no_reboot: false,
         }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use tern_migration::{
-    Aspect, DestinationVm, DirtyBitmap, GuestRam, MemoryRegion, SourceVm, VmError, VmFacts,
+    Aspect, DestinationVm, DirtyBitmap, DirtyLogMode, GuestRam, MemoryRegion, SourceVm, VcpuDirty, VmError,
+    VmFacts,
 };
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
@@ -53,16 +54,20 @@ impl SourceVm for Vm {
         self.core.ram()
     }
 
-    fn dirty_log_start(&mut self) -> Result<(), VmError> {
+    fn dirty_log_start(&mut self, mode: Option<DirtyLogMode>) -> Result<DirtyLogMode, VmError> {
         for region in self.core.ram().iter() {
             memory::written(region).reset();
         }
         self.dirty
-            .start(self.core.vm())
+            .start(self.core.vm(), mode)
             .map_err(|error| VmError::new("the dirty log can't be started", error))
     }
 
     fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError> {
+        if self.dirty.has_rings() && self.core.run().is_running() {
+            // What the processor has noted for itself comes into the rings.
+            self.core.vcpus().kick();
+        }
         let read = self.dirty.fetch(self.core.vm(), dirty);
         read.map_err(|error| VmError::new("the dirty log can't be read", error))?;
         for (index, region) in self.core.ram().iter().enumerate() {
@@ -78,6 +83,10 @@ impl SourceVm for Vm {
 
     fn dirty_log_stop(&mut self) -> Result<(), VmError> {
         self.dirty.stop(self.core.vm()).map_err(|error| VmError::new("the dirty log can't be ended", error))
+    }
+
+    fn dirty_by_vcpu(&self) -> Vec<VcpuDirty> {
+        self.dirty.by_vcpu()
     }
 
     fn resident(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), VmError> {

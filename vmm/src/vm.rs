@@ -12,11 +12,11 @@ use tern_devices::GuestRam;
 use thiserror::Error;
 
 use crate::boot::Entry;
-use crate::config::{CpuModel, VmConfig};
+use crate::config::{CpuModel, DirtyLogConfig, VmConfig};
 use crate::control::EventSink;
 use crate::devices::{DeviceError, DeviceSet, Plugs};
 use crate::host::KvmKind;
-use crate::kvm::{self, DirtyLog, set_slot};
+use crate::kvm::{self, DirtyLog, DirtyRings, RingMapping, RingMemory, RingReset, Slot, set_slot};
 use crate::layout;
 use crate::lines::Lines;
 use crate::memory::{self, Backing, Behind, MemoryError, Residency};
@@ -65,6 +65,19 @@ pub enum BuildError {
     /// A device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// No dirty ring, or none so large.
+    #[error(
+        "--dirty-log {wanted}: {}; a migration can be had without one: leave --dirty-log out", match *most {
+            0 => "this host's KVM has no dirty rings (Linux 5.11 and later have them)".to_owned(),
+            most => format!("this host's KVM makes rings of at most {most} entries"),
+        }
+    )]
+    Ring {
+        /// What was asked for.
+        wanted: DirtyLogConfig,
+        /// What this host has.
+        most: u32,
+    },
 }
 
 fn kvm_error(operation: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
@@ -175,8 +188,7 @@ impl Vm {
         let vm = host.kvm.create_vm().map_err(kvm_error("CREATE_VM"))?;
         let ram = memory::map(config.memory_bytes, backing)?;
         let slots = memory::slots(&ram);
-        let tracking = |source| BuildError::Host { what: "the dirty log can't be set up", source };
-        let dirty = DirtyLog::new(&vm, slots.clone()).map_err(tracking)?;
+        enable_rings(host, &vm, config.dirty_log)?;
         for (index, slot) in (0u32..).zip(&slots) {
             let mapping = |source| BuildError::Host { what: "KVM refuses guest memory", source };
             set_slot(&vm, index, slot, 0).map_err(mapping)?;
@@ -185,7 +197,9 @@ impl Vm {
         // the end of an RCU grace period, 4 to 10 ms (Linux 6.18), where it takes 0.1 ms before.
         chips(&vm)?;
         let (devices, bus) = DeviceSet::build(&vm, config, &ram, plugs)?;
-        let vcpus = make_vcpus(host, &vm, config, &ram)?;
+        let mut vcpus = make_vcpus(host, &vm, config, &ram)?;
+        let rings = map_rings(&vm, config.dirty_log, &mut vcpus, &slots)?;
+        let dirty = DirtyLog::new(DirtyLog::offered(&vm), slots, rings);
         let bus: Arc<dyn Bus> = Arc::new(bus);
         let started = VcpuSet::new(vcpus, &bus, &on_event);
         let vcpus = started.map_err(|source| BuildError::Vcpu { index: 0, source })?;
@@ -255,6 +269,36 @@ pub(crate) fn offer(host: &Host, config: &VmConfig) -> Result<Offer, BuildError>
         CpuModel::Profile(name) => Profile::named(name)?.apply(offer)?,
         CpuModel::File(profile) => profile.apply(offer)?,
     })
+}
+
+/// Dirty rings, before any vCPU.
+fn enable_rings(host: &Host, vm: &VmFd, wanted: DirtyLogConfig) -> Result<(), BuildError> {
+    let DirtyLogConfig::Ring(entries) = wanted else { return Ok(()) };
+    let most = kvm::most_ring_entries(&host.kvm);
+    if entries.get() > most {
+        return Err(BuildError::Ring { wanted, most });
+    }
+    let refused = |source| BuildError::Host { what: "KVM gives no dirty rings", source };
+    kvm::enable_dirty_rings(vm, entries.get()).map_err(refused)
+}
+
+/// The rings that the vCPUs have got.
+fn map_rings(
+    vm: &VmFd,
+    config: DirtyLogConfig,
+    vcpus: &mut [Vcpu],
+    slots: &[Slot],
+) -> Result<Option<Arc<DirtyRings>>, BuildError> {
+    let DirtyLogConfig::Ring(entries) = config else { return Ok(None) };
+    let unmapped = |source| BuildError::Host { what: "the dirty rings can't be mapped", source };
+    let map = |vcpu: &Vcpu| -> io::Result<Box<dyn RingMemory>> {
+        Ok(Box::new(RingMapping::new(vcpu.fd(), entries.get())?))
+    };
+    let memory = vcpus.iter().map(map).collect::<io::Result<_>>().map_err(unmapped)?;
+    let reset = RingReset::new(vm).map_err(unmapped)?;
+    let rings = Arc::new(DirtyRings::new(Box::new(reset), memory, slots.iter().map(Slot::pages)));
+    vcpus.iter_mut().for_each(|vcpu| vcpu.fill_rings(Arc::clone(&rings)));
+    Ok(Some(rings))
 }
 
 fn make_vcpus(host: &Host, vm: &VmFd, config: &VmConfig, ram: &GuestRam) -> Result<Vec<Vcpu>, BuildError> {

@@ -147,7 +147,7 @@ fn what_kvm_writes_for_the_guest_is_in_the_dirty_log() {
     let Some((mut bench, mut vm)) = stopped() else { return };
     let page = *msr(&mut vcpus(&mut saved(&mut vm))[0], MSR_KVM_CLOCK) / 4096;
     let pages = 64 * 256;
-    vm.dirty_log_start().unwrap();
+    vm.dirty_log_start(None).unwrap();
     let mut dirty = DirtyBitmap::new([pages]);
     vm.dirty_log_fetch(&mut dirty).unwrap();
     vm.dirty_log_clear(0, 0..pages).unwrap();

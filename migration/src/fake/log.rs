@@ -1,12 +1,12 @@
-//! Dirty logs that behave as KVM's: with manual protect, where a page stays logged until it is cleared, and
-//! plain, where fetching clears.
+//! Dirty logs that behave as KVM's: with manual protect, where a page stays logged until it is cleared;
+//! plain, where fetching clears; and a ring, where it does too and says how much each vCPU wrote.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::dirty::DirtyBitmap;
+use crate::dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 
-/// How a log behaves.
+/// What the machine's log can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogMode {
     /// A page is reported until it is cleared.
@@ -16,6 +16,21 @@ pub enum LogMode {
     },
     /// A page is reported once.
     Plain,
+    /// As `Plain`, and it counts.
+    Ring,
+}
+
+impl LogMode {
+    /// What it does when it is told so; none: it can't.
+    fn can(self, wanted: Option<DirtyLogMode>) -> Option<DirtyLogMode> {
+        let legal: &[DirtyLogMode] = match self {
+            Self::Manual { .. } => &[DirtyLogMode::ManualClear, DirtyLogMode::Bitmap],
+            Self::Plain => &[DirtyLogMode::Bitmap],
+            Self::Ring => &[DirtyLogMode::Ring],
+        };
+        let best = legal.first().copied();
+        wanted.map_or(best, |wanted| legal.contains(&wanted).then_some(wanted))
+    }
 }
 
 /// A bit a page, for threads.
@@ -70,6 +85,9 @@ impl PageBits {
 pub(super) struct DirtyLog {
     mode: LogMode,
     running: AtomicBool,
+    /// Reading leaves what it reports.
+    manual: AtomicBool,
+    marked: AtomicU64,
     dirty: PageBits,
     /// Reported and not cleared since: all that a clear may touch.
     reported: PageBits,
@@ -78,14 +96,26 @@ pub(super) struct DirtyLog {
 impl DirtyLog {
     pub(super) fn new(region_pages: &[u64], mode: LogMode) -> Self {
         let (dirty, reported) = (PageBits::new(region_pages), PageBits::new(region_pages));
-        Self { mode, running: AtomicBool::new(false), dirty, reported }
+        let (running, manual) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { mode, running, manual, marked: AtomicU64::new(0), dirty, reported }
     }
 
-    pub(super) fn start(&self) {
-        let set = self.mode == LogMode::Manual { initially_set: true };
+    /// None: this log can't do that.
+    pub(super) fn start(&self, wanted: Option<DirtyLogMode>) -> Option<DirtyLogMode> {
+        let mode = self.mode.can(wanted)?;
+        let manual = mode == DirtyLogMode::ManualClear;
+        let set = manual && self.mode == LogMode::Manual { initially_set: true };
+        self.manual.store(manual, Ordering::SeqCst);
+        self.marked.store(0, Ordering::SeqCst);
         self.dirty.fill(if set { u64::MAX } else { 0 });
         self.reported.fill(0);
         self.running.store(true, Ordering::SeqCst);
+        Some(mode)
+    }
+
+    pub(super) fn by_vcpu(&self) -> Vec<VcpuDirty> {
+        let pages = self.marked.load(Ordering::SeqCst);
+        if self.mode == LogMode::Ring { vec![VcpuDirty { pages, ring_full_exits: 0 }] } else { Vec::new() }
     }
 
     pub(super) fn stop(&self) {
@@ -95,15 +125,17 @@ impl DirtyLog {
     pub(super) fn mark(&self, region: usize, page: u64) {
         if self.running.load(Ordering::SeqCst) {
             self.dirty.set(region, page);
+            self.marked.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     pub(super) fn fetch(&self, out: &mut DirtyBitmap) {
+        let manual = self.manual.load(Ordering::SeqCst);
         let regions = self.dirty.regions.iter().zip(&self.reported.regions).enumerate();
         for (region, (dirty, reported)) in regions {
-            let take = |(dirty, reported): (&AtomicU64, &AtomicU64)| match self.mode {
-                LogMode::Plain => dirty.swap(0, Ordering::SeqCst),
-                LogMode::Manual { .. } => {
+            let take = |(dirty, reported): (&AtomicU64, &AtomicU64)| match manual {
+                false => dirty.swap(0, Ordering::SeqCst),
+                true => {
                     let found = dirty.load(Ordering::SeqCst);
                     reported.fetch_or(found, Ordering::SeqCst);
                     found

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tern_schema::StateSet;
 
 use super::{Call, FakeV1, FakeVm};
-use crate::dirty::DirtyBitmap;
+use crate::dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 use crate::vm::{Aspect, DestinationVm, GuestRam, SourceVm, VmError, VmFacts};
 
 impl SourceVm for FakeVm {
@@ -22,10 +22,14 @@ impl SourceVm for FakeVm {
         &self.shared.ram
     }
 
-    fn dirty_log_start(&mut self) -> Result<(), VmError> {
+    fn dirty_log_start(&mut self, mode: Option<DirtyLogMode>) -> Result<DirtyLogMode, VmError> {
         self.call(Call::DirtyLogStart)?;
-        self.shared.log.start();
-        Ok(())
+        let can_not = || VmError::plain(format!("this machine has no dirty log of the kind {mode:?}"));
+        self.shared.log.start(mode).ok_or_else(can_not)
+    }
+
+    fn dirty_by_vcpu(&self) -> Vec<VcpuDirty> {
+        self.shared.log.by_vcpu()
     }
 
     fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError> {

@@ -11,7 +11,8 @@ use tern_migration::snapshot::SnapshotFile;
 use super::exit::Exit;
 use super::{Failure, advice, run};
 use crate::config::{
-    DiskConfig, FormError, Incoming, NetConfig, NetForm, RestoreConfig, RestoreMode, SerialConfig, VmConfig,
+    DirtyLogConfig, DiskConfig, FormError, Incoming, NetConfig, NetForm, RestoreConfig, RestoreMode,
+    SerialConfig, VmConfig,
 };
 use crate::configuration;
 use crate::host;
@@ -66,6 +67,9 @@ pub struct RestoreArgs {
     /// Name of the machine [default: as before]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// How written pages are found: bitmap, or ring[,size=ENTRIES] (see `tern run --help`)
+    #[arg(long, value_name = "HOW", default_value = "bitmap")]
+    dirty_log: DirtyLogConfig,
     /// Don't start the guest yet: `tern resume` does
     #[arg(long)]
     paused: bool,
@@ -122,6 +126,7 @@ impl RestoreArgs {
         config.serial = self.serial.unwrap_or(config.serial);
         config.console = self.console.unwrap_or(config.console);
         config.name = self.name.unwrap_or(config.name);
+        config.dirty_log = self.dirty_log;
         let mut own = vec![false; config.disks.len()];
         for Numbered { number, value } in self.disks {
             let there = config.disks.len();

@@ -10,8 +10,8 @@ use super::exit::Exit;
 use super::plan::Plan;
 use super::{Failure, advice, print_json};
 use crate::config::{
-    BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DiskConfig, Incoming, KernelSource,
-    MEMORY_LIMIT_BYTES, NetConfig, NetForm, SerialConfig, VmConfig,
+    BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DirtyLogConfig, DiskConfig, Incoming,
+    KernelSource, MEMORY_LIMIT_BYTES, NetConfig, NetForm, SerialConfig, VmConfig,
 };
 use crate::host;
 use crate::layout;
@@ -24,6 +24,7 @@ Examples:
   tern run --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
   tern run --memory 1G --cpus 2 --control /tmp/b.sock --incoming tcp:0.0.0.0:4444
   tern run --cpu ./both.json --image linux
+  tern run --dirty-log ring,size=65536 --cpus 4 --image linux --control /tmp/a.sock
 
 Network addresses: mac=.. if given, else derived from --name, else random. A guest that arrives keeps the \
 address it had, unless mac=.. was given here and differs: then it is refused.";
@@ -86,6 +87,10 @@ pub struct RunArgs {
     /// CPU that the guest sees: host, a profile (tern cpu list), or a profile's file, such as ./both.json
     #[arg(long, value_name = "CPU", default_value = "host")]
     cpu: CpuModel,
+    /// How written pages are found: bitmap, or ring[,size=ENTRIES] with a list for each vCPU, which tells how much
+    /// each one writes. The guest doesn't see it, and source and destination may differ
+    #[arg(long, value_name = "HOW", default_value = "bitmap")]
+    dirty_log: DirtyLogConfig,
     /// Don't start the guest yet: `tern resume` does
     #[arg(long)]
     paused: bool,
@@ -126,6 +131,7 @@ impl RunArgs {
             control: self.control,
             incoming: self.incoming,
             cpu: self.cpu,
+            dirty_log: self.dirty_log,
             paused: self.paused,
             no_reboot: self.no_reboot,
         }
@@ -186,7 +192,7 @@ mod tests {
     #[test]
     fn all_flags_arrive() {
         let line = "--kernel k --initrd i --cmdline quiet --cpus 4 --memory 1.5G --disk a --disk b,readonly \
-                    --net tap=t0,mac=02:00:00:00:00:07 --serial unix:/s --control /c --name web --cpu small --paused";
+                    --net tap=t0,mac=02:00:00:00:00:07 --serial unix:/s --control /c --name web --cpu small --dirty-log ring --paused";
         let config = parse(line).unwrap();
         let boot = config.boot.as_ref().unwrap();
         assert_eq!(boot.kernel, KernelSource::File("k".into()));
@@ -197,6 +203,7 @@ mod tests {
         assert_eq!(config.serial, SerialConfig::Unix("/s".into()));
         assert_eq!(config.cpu, CpuModel::Profile("small".into()));
         assert_eq!((config.name.as_str(), config.paused), ("web", true));
+        assert_eq!(config.dirty_log, "ring,size=16384".parse().unwrap());
         assert_eq!(config.check(), Ok(()));
     }
 
@@ -217,6 +224,7 @@ mod tests {
             ("--image x --disk a,ro", ["'a,ro'", "--disk"]),
             ("--image x --frobnicate", ["--frobnicate", "unexpected"]),
             ("--image x --kernel y", ["--kernel", "--image"]),
+            ("--image x --dirty-log manual-clear", ["'manual-clear'", "--dirty-log"]),
             ("--incoming exec:x", ["'exec:x'", "--incoming"]),
             ("--incoming defer --paused", ["--incoming", "--paused"]),
         ] {

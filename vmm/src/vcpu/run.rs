@@ -8,7 +8,7 @@ use tern_migration::GuestRam;
 
 use super::cpuid::{for_vcpu, to_kvm};
 use crate::boot::{self, Entry};
-use crate::kvm;
+use crate::kvm::{self, DirtyRings};
 
 use super::{CpuidV1, MSR_ARCH_CAPABILITIES, MsrV1, StateAccess, Template, VcpuError, VcpuFault, VcpuV1};
 use super::{fault, msr};
@@ -56,6 +56,7 @@ pub struct Vcpu {
     cpuid: Vec<CpuidV1>,
     access: StateAccess,
     msr_candidates: Vec<u32>,
+    rings: Option<Arc<DirtyRings>>,
 }
 
 /// The byte through which another thread makes KVM_RUN return at once (api.rst 5, `immediate_exit`).
@@ -108,7 +109,7 @@ impl Vcpu {
         let has = |msr: &&MsrV1| access.msrs().contains(&msr.index);
         msr::restore(&fd, &template.msrs.iter().filter(has).cloned().collect::<Vec<_>>())?;
         let msr_candidates = msr_candidates.to_vec();
-        Ok(Self { index, fd, ram, cpuid, access, msr_candidates })
+        Ok(Self { index, fd, ram, cpuid, access, msr_candidates, rings: None })
     }
 
     /// The registers that say what the processor is. Not while it runs.
@@ -174,6 +175,16 @@ impl Vcpu {
         self.access.restore(&self.fd, saved, tsc_offset)
     }
 
+    /// KVM's handle.
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// It has a dirty ring, one of these: it makes room when its own is full.
+    pub(crate) fn fill_rings(&mut self, rings: Arc<DirtyRings>) {
+        self.rings = Some(rings);
+    }
+
     /// Tells the guest that it was stopped, so that its watchdogs don't bark (KVM_KVMCLOCK_CTRL). A guest
     /// without kvmclock has no use for it, which is not an error.
     pub fn announce_stop(&self) {
@@ -224,6 +235,12 @@ impl Vcpu {
                 return self.fault(format!(
                     "the processor refused to enter the guest: reason {reason:#x} on CPU {cpu}"
                 ));
+            }
+            Ok(VcpuExit::Unsupported(kvm_bindings::KVM_EXIT_DIRTY_RING_FULL)) => {
+                let made = self.rings.as_ref().map_or(Ok(()), |rings| rings.make_room(self.index));
+                if let Err(error) = made {
+                    return self.fault(format!("its dirty ring is full and can't be emptied: {error}"));
+                }
             }
             Ok(other) => {
                 let cause = format!("KVM exit that tern does not serve: {other:?}");

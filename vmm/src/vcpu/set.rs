@@ -137,7 +137,8 @@ impl VcpuSet {
         self.vcpus.iter().map(|vcpu| lock(vcpu))
     }
 
-    fn kick(&self) {
+    /// Has each vCPU leave the guest for a moment. Doesn't wait for that.
+    pub fn kick(&self) {
         for thread in self.threads.iter().flatten() {
             if let Err(error) = thread.kill(kick_signal()) {
                 tracing::debug!(%error, "vCPU thread has ended");
