@@ -1,6 +1,7 @@
 //! The table of targets.
 
 mod boot;
+mod codecs;
 mod devices;
 mod engine;
 mod snapshot;
@@ -74,8 +75,14 @@ impl Target {
 pub fn all() -> &'static [Target] {
     static ALL: OnceLock<Vec<Target>> = OnceLock::new();
     ALL.get_or_init(|| {
-        let tables =
-            [engine::targets(), snapshot::targets(), state::targets(), devices::targets(), text::targets()];
+        let tables = [
+            engine::targets(),
+            codecs::targets(),
+            snapshot::targets(),
+            state::targets(),
+            devices::targets(),
+            text::targets(),
+        ];
         tables.into_iter().flatten().chain([boot::target()]).collect()
     })
 }

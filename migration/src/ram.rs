@@ -5,14 +5,17 @@ mod batch;
 #[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
 mod cache;
 #[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
-mod compress;
+pub(crate) mod compress;
 mod encode;
 mod guest;
 pub(crate) mod proof;
 mod receive;
 mod send;
-#[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
-mod xbzrle;
+#[cfg_attr(
+    not(any(test, feature = "fuzz")),
+    expect(dead_code, reason = "the encoder that uses it comes with the page pipeline")
+)]
+pub(crate) mod xbzrle;
 mod zero;
 
 pub(crate) use batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
