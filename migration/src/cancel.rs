@@ -16,8 +16,9 @@ const OPEN: u8 = 0;
 const CANCELLED: u8 = 1;
 const CLOSED: u8 = 2;
 
+/// One attempt's token.
 #[derive(Debug)]
-pub(crate) struct Cancel {
+pub struct Cancel {
     state: AtomicU8,
     wake: File,
 }

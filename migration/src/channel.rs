@@ -1,22 +1,34 @@
 //! Connections: where to, how to get one, and how bytes move over it.
 //!
-//! All sockets are used without blocking: an operation that can't go on waits for the socket, the cancel
-//! token and its time limit at once, so a cancel ends it at once and a stalled peer ends it as an error.
+//! ```text
+//! source:      Connector --connect--> Connection { Stream, Route }
+//! destination: Acceptor  --accept---> Connection { Stream, Route }
+//! ```
+//!
+//! The engine knows those traits and no transport. Nothing blocks: an operation that can't go on waits for the
+//! connection, the cancel token and its time limit at once, so a cancel ends it at once and a stalled peer ends it
+//! as an error.
 
+mod acceptor;
+mod connector;
 mod listener;
 pub(crate) mod pacer;
 pub(crate) mod socket;
 pub(crate) mod span;
+pub(crate) mod stream;
 mod uri;
 
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+pub use acceptor::{Acceptor, Ready, listen};
+pub use connector::{Address, Connector};
 pub use listener::{Listener, connect};
 pub use uri::{Uri, UriError};
 
 use self::socket::Socket;
+use self::stream::Stream;
 
 /// How long a connection may take to come about.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,7 +37,7 @@ pub const IO_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     /// Until bytes can be received.
     Receive,
     /// Until bytes can be sent.
@@ -34,7 +46,7 @@ pub(crate) enum Direction {
 
 /// What a wait ended with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Woken {
+pub enum Woken {
     /// The socket can go on.
     Ready,
     /// The token was cancelled.
@@ -45,7 +57,7 @@ pub(crate) enum Woken {
 
 /// Which way a connection goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Route {
+pub struct Route {
     pub(crate) transport: &'static str,
     pub(crate) uri: Option<String>,
     pub(crate) peer_address: Option<String>,
@@ -61,19 +73,24 @@ impl Route {
         };
         Self { transport, uri: Some(uri.to_string()), peer_address: None }
     }
+
+    /// Where it leads, for people.
+    pub fn place(&self) -> &str {
+        self.uri.as_deref().unwrap_or(self.transport)
+    }
 }
 
 /// A connection to a peer that hasn't been heard yet.
 #[derive(Debug)]
 pub struct Connection {
-    pub(crate) socket: Socket,
+    pub(crate) stream: Box<dyn Stream>,
     pub(crate) route: Route,
     pub(crate) timeout: Duration,
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Socket, route: Route) -> Self {
-        Self { socket, route, timeout: IO_TIMEOUT }
+    pub(crate) fn new(stream: impl Stream + 'static, route: Route) -> Self {
+        Self { stream: Box::new(stream), route, timeout: IO_TIMEOUT }
     }
 
     /// A unix stream that is connected already.

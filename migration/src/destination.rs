@@ -16,7 +16,7 @@ mod restore;
 
 use std::sync::Arc;
 
-use crate::channel::{Connection, Listener, Route};
+use crate::channel::{Acceptor, Connection, Route};
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
 use crate::ram::RamView;
@@ -53,14 +53,14 @@ pub struct ReceiveError<V> {
     pub error: MigrationError,
 }
 
-/// Waits at `listener` for a source, turning everybody else away and answering those who only ask, and takes its guest into `vm`; otherwise as
+/// Waits at `acceptor` for a source, turning everybody else away and answering those who only ask, and takes its guest into `vm`; otherwise as
 /// [`receive`]. The attempt begins, also for its clock, when the source has introduced itself.
 pub fn receive_from<V: DestinationVm>(
     vm: V,
-    listener: &Listener,
+    acceptor: &Arc<dyn Acceptor>,
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    match lobby::meet(&vm, listener, control) {
+    match lobby::meet(&vm, &**acceptor, control) {
         Ok(Met { wire, route, peer, strangers }) => {
             let mut attempt = Attempt::new(vm, wire, route, control);
             attempt.report.strangers = strangers.count;
@@ -73,7 +73,7 @@ pub fn receive_from<V: DestinationVm>(
             let cancelled = matches!(error, MigrationError::Cancelled);
             let status = if cancelled { Status::Cancelled } else { Status::Failed };
             let mut report = Report::new(Side::Destination);
-            report.set_route(Route::new(listener.uri()));
+            report.set_route(acceptor.route());
             control.announce(report, status, Some(&error));
             Err(Box::new(ReceiveError { vm, committed: false, error }))
         }

@@ -275,6 +275,12 @@ pub enum LinkError {
         #[source]
         source: io::Error,
     },
+    /// An only connection has been used.
+    #[error("{uri} was one connection, and it has been used: give another address or descriptor")]
+    UsedUp {
+        /// What it was.
+        uri: String,
+    },
     /// The peer closed the connection.
     #[error("the peer closed the connection while {state}")]
     Closed {
@@ -380,6 +386,7 @@ impl LinkError {
         match self {
             Self::Connect { .. } => "connect",
             Self::Listen { .. } => "listen",
+            Self::UsedUp { .. } => "used-up",
             Self::Closed { .. } => "link-closed",
             Self::Stalled { .. } => "link-stalled",
             Self::Io { .. } => "link-broken",

@@ -24,7 +24,7 @@ mod rounds;
 use std::sync::Arc;
 
 use crate::channel::pacer::Pacer;
-use crate::channel::{self, Connection, Route, Uri};
+use crate::channel::{Address, Connection, Connector, Route, Uri};
 use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::MigrationError;
@@ -80,11 +80,43 @@ pub fn migrate_to<V: SourceVm>(
     live: &LiveParameters,
     control: &Arc<Control>,
 ) -> SourceEnd<V> {
+    if let Uri::File { path } = uri {
+        let route = Route::new(uri);
+        return set_out(vm, route.clone(), live, control, || {
+            Ok((Box::new(SaveFile::create(path, &live.get(), control)?), route))
+        });
+    }
+    let connector: Arc<dyn Connector> = Arc::new(Address::new(uri));
+    migrate_by(vm, &connector, live, control)
+}
+
+/// Moves the guest of `vm` to where `connector` leads; otherwise as [`migrate`].
+pub fn migrate_by<V: SourceVm>(
+    vm: V,
+    connector: &Arc<dyn Connector>,
+    live: &LiveParameters,
+    control: &Arc<Control>,
+) -> SourceEnd<V> {
+    set_out(vm, connector.route(), live, control, || {
+        let connection = connector.connect(control)?;
+        let route = connection.route.clone();
+        Ok((Box::new(Link::new(connection, control)), route))
+    })
+}
+
+/// The other end, and then all phases.
+fn set_out<V: SourceVm>(
+    vm: V,
+    route: Route,
+    live: &LiveParameters,
+    control: &Arc<Control>,
+    open: impl FnOnce() -> Result<(Box<dyn Carrier>, Route), MigrationError>,
+) -> SourceEnd<V> {
     let mut report = Report::new(Side::Source);
-    report.set_route(Route::new(uri));
+    report.set_route(route);
     report.set_parameters(&live.get());
     control.announce(report.clone(), Status::Setup, None);
-    let error = match open(uri, live, control) {
+    let error = match open() {
         Ok((carrier, route)) => return carry(vm, carrier, route, live, control),
         Err(error) => error,
     };
@@ -93,20 +125,6 @@ pub fn migrate_to<V: SourceVm>(
     let status = if cancelled { Status::Cancelled } else { Status::Failed };
     control.announce(report, status, Some(&error));
     SourceEnd { vm, outcome: if cancelled { Outcome::Cancelled } else { Outcome::Failed(error) } }
-}
-
-/// The other end.
-fn open(
-    uri: &Uri,
-    live: &LiveParameters,
-    control: &Arc<Control>,
-) -> Result<(Box<dyn Carrier>, Route), MigrationError> {
-    if let Uri::File { path } = uri {
-        return Ok((Box::new(SaveFile::create(path, &live.get(), control)?), Route::new(uri)));
-    }
-    let connection = channel::connect(uri, control)?;
-    let route = connection.route.clone();
-    Ok((Box::new(Link::new(connection, control)), route))
 }
 
 /// Moves the guest of `vm` to the peer. Blocks until it is over; call it on a thread of its own. Obeys

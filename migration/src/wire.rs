@@ -20,8 +20,8 @@ pub(crate) use message::{
     Prepared, Purpose, Refused, RoundEnd, Running, TERN_VERSION,
 };
 
-use crate::channel::socket::Socket;
 use crate::channel::span::{InSpan, OutSpan};
+use crate::channel::stream::Stream;
 use crate::channel::{Connection, Direction, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
@@ -35,7 +35,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// One connection of a migration.
 pub(crate) struct Wire {
-    socket: Socket,
+    stream: Box<dyn Stream>,
     timeout: Duration,
     /// Nothing is waited for after this.
     deadline_us: Option<u64>,
@@ -60,7 +60,7 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) fn new(connection: Connection, side: Side, control: &Arc<Control>) -> Self {
         Self {
-            socket: connection.socket,
+            stream: connection.stream,
             timeout: connection.timeout,
             deadline_us: None,
             control: Arc::clone(control),
@@ -303,8 +303,8 @@ impl Wire {
     }
 
     /// Has the peer said something, or gone? Doesn't wait.
-    pub(crate) fn peer_spoke(&self) -> bool {
-        let woken = self.socket.wait(Direction::Receive, None, Duration::ZERO);
+    pub(crate) fn peer_spoke(&mut self) -> bool {
+        let woken = self.stream.wait(Direction::Receive, None, Duration::ZERO);
         woken.is_ok_and(|woken| woken == Woken::Ready)
     }
 
@@ -316,7 +316,7 @@ impl Wire {
     ) -> Result<(), MigrationError> {
         while spans.iter().any(|span| span.len() > 0) {
             self.check_cancel()?;
-            match self.socket.send(spans, more) {
+            match self.stream.send(spans, more) {
                 Ok(done) => {
                     self.cut_sending = true;
                     let empty = OutSpan::advance(spans, done);
@@ -324,6 +324,10 @@ impl Wire {
                 }
                 Err(error) => self.wait_for(Direction::Send, error, state)?,
             }
+        }
+        while !more && let Err(error) = self.stream.flush() {
+            self.check_cancel()?;
+            self.wait_for(Direction::Send, error, state)?;
         }
         self.cut_sending = false;
         Ok(())
@@ -336,7 +340,7 @@ impl Wire {
     ) -> Result<(), MigrationError> {
         while spans.iter().any(|span| span.len() > 0) {
             self.check_cancel()?;
-            match self.socket.receive(spans) {
+            match self.stream.receive(spans) {
                 Ok(0) => return Err(LinkError::Closed { state }.into()),
                 Ok(done) => {
                     let empty = InSpan::advance(spans, done);
@@ -356,7 +360,7 @@ impl Wire {
     }
 
     fn wait_for(
-        &self,
+        &mut self,
         direction: Direction,
         error: std::io::Error,
         state: &'static str,
@@ -364,11 +368,11 @@ impl Wire {
         if error.kind() != std::io::ErrorKind::WouldBlock {
             return Err(LinkError::Io { state, source: error }.into());
         }
-        let wake = self.cancellable.then(|| self.control.cancel.as_fd());
+        let cancel = self.cancellable.then_some(&self.control.cancel);
         let now_us = self.control.now_us();
         let left = self.deadline_us.map(|deadline| Duration::from_micros(deadline.saturating_sub(now_us)));
         let timeout = left.map_or(self.timeout, |left| left.min(self.timeout));
-        match self.socket.wait(direction, wake, timeout) {
+        match self.stream.wait(direction, cancel, timeout) {
             Ok(Woken::Ready) => Ok(()),
             Ok(Woken::Cancelled) => Err(MigrationError::Cancelled),
             Ok(Woken::TimedOut) => {

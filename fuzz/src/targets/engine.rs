@@ -6,9 +6,9 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use tern_migration::channel::{Listener, Uri};
+use tern_migration::channel::{Acceptor, Uri, listen};
 use tern_migration::destination::{receive, receive_from};
 use tern_migration::fake::FakeVm;
 use tern_migration::{Side, fuzzing};
@@ -127,11 +127,11 @@ fn destination(frames: &mut [Frame], answers: &mut Vec<u8>) -> Verdict {
 
 /// A stranger's words, and then a source who introduces itself: that one is always met.
 fn lobby(bytes: &[u8]) -> Verdict {
-    static LISTENER: OnceLock<Option<(Listener, String)>> = OnceLock::new();
+    static LISTENER: OnceLock<Option<(Arc<dyn Acceptor>, String)>> = OnceLock::new();
     let listener = LISTENER.get_or_init(|| {
         let path = std::env::temp_dir().join(format!("tern-fuzz-{}.sock", std::process::id()));
         let uri = Uri::Unix { path: path.clone() };
-        Some((Listener::bind(&uri).ok()?, path.display().to_string()))
+        Some((listen(&uri).ok()?, path.display().to_string()))
     });
     let Some((listener, path)) = listener else { return Verdict::Refused };
     let hello: Vec<Frame> = recorded_frames().into_iter().filter(|frame| frame.kind == HELLO).collect();

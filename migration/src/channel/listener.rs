@@ -2,14 +2,16 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 
+use super::acceptor::{Acceptor, wait_for_any};
 use super::socket::{Socket, wait};
+use super::stream::Stream;
 use super::{CONNECT_TIMEOUT, Connection, Direction, Route, Uri, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError};
@@ -134,23 +136,17 @@ impl Listener {
 
     /// Waits for a peer, as long as it takes.
     pub fn accept(&self, control: &Control) -> Result<Connection, MigrationError> {
-        let failed = |source| LinkError::Listen { uri: self.uri.to_string(), source };
         loop {
-            if let Some(connection) = self.try_accept()? {
+            if let Some(connection) = Acceptor::accept(self)? {
                 return Ok(connection);
             }
-            let forever = Duration::from_secs(u64::from(u32::MAX));
-            let wake = Some(control.cancel.as_fd());
-            if wait(self.socket.as_fd(), Direction::Receive, wake, forever).map_err(failed)?
-                == Woken::Cancelled
-            {
-                return Err(MigrationError::Cancelled);
-            }
+            self.wait(&[], control, None)?;
         }
     }
+}
 
-    /// A peer that has connected, if there is one.
-    pub(crate) fn try_accept(&self) -> Result<Option<Connection>, MigrationError> {
+impl Acceptor for Listener {
+    fn accept(&self) -> Result<Option<Connection>, MigrationError> {
         let failed = |source| LinkError::Listen { uri: self.uri.to_string(), source };
         loop {
             match self.socket.accept() {
@@ -166,9 +162,21 @@ impl Listener {
         }
     }
 
-    /// The descriptor, to wait for.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn wait(
+        &self,
+        streams: &[&dyn Stream],
+        control: &Control,
+        timeout: Option<Duration>,
+    ) -> Result<(), MigrationError> {
+        wait_for_any(self.socket.as_fd(), streams, control, timeout)
+    }
+
+    fn only_one(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn route(&self) -> Route {
+        Route::new(&self.uri)
     }
 }
 

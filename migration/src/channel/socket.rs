@@ -1,5 +1,4 @@
-//! A TCP or unix stream socket that sends from guest memory and receives into it, and never blocks but in
-//! [`Socket::wait`].
+//! A stream socket of any family, which sends from guest memory and receives into it without a copy.
 
 #![allow(unsafe_code, reason = "sendmsg(2), recvmsg(2) over guest memory and poll(2) have no safe form")]
 
@@ -8,16 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::span::{InSpan, OutSpan};
+use super::stream::{Heard, Stream};
 use super::{Direction, Woken};
-
-/// What a peer has said so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Heard {
-    /// How many bytes were put into the buffer.
-    pub(crate) bytes: usize,
-    /// Nothing will follow what is there.
-    pub(crate) ended: bool,
-}
+use crate::cancel::Cancel;
 
 /// Most spans that one call may have (Linux's UIO_MAXIOV).
 const SPANS_MAX: usize = 1024;
@@ -31,9 +23,10 @@ impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Self { fd }
     }
+}
 
-    /// Sends what it can of `spans`. `more`: the rest of a frame follows at once.
-    pub(crate) fn send(&mut self, spans: &[OutSpan<'_>], more: bool) -> io::Result<usize> {
+impl Stream for Socket {
+    fn send(&mut self, spans: &[OutSpan<'_>], more: bool) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
         let message = message(spans.as_ptr().cast(), spans.len());
         retry(|| {
@@ -43,8 +36,7 @@ impl Socket {
         })
     }
 
-    /// Receives what there is into `spans`; 0 at the end of the stream.
-    pub(crate) fn receive(&mut self, spans: &[InSpan<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, spans: &[InSpan<'_>]) -> io::Result<usize> {
         let mut message = message(spans.as_ptr().cast(), spans.len());
         retry(|| {
             // SAFETY: as in `send`; each span is exclusively borrowed memory or guest memory, which may be
@@ -53,23 +45,20 @@ impl Socket {
         })
     }
 
-    /// Waits until it can go on, until `wake` is readable, or for `timeout`.
-    pub(crate) fn wait(
-        &self,
+    fn wait(
+        &mut self,
         direction: Direction,
-        wake: Option<BorrowedFd<'_>>,
+        cancel: Option<&Cancel>,
         timeout: Duration,
     ) -> io::Result<Woken> {
-        wait(self.fd.as_fd(), direction, wake, timeout)
+        wait(self.fd.as_fd(), direction, cancel.map(Cancel::as_fd), timeout)
     }
 
-    /// The descriptor, to wait for.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
     }
 
-    /// Looks at what can be received, and leaves it there.
-    pub(crate) fn peek(&self, first: &mut [u8]) -> io::Result<Heard> {
+    fn peek(&mut self, first: &mut [u8]) -> io::Result<Heard> {
         // The end before the bytes: all that came before it is then among them.
         let mut entry = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
         // SAFETY: one entry, which lives over the call; it doesn't wait.
@@ -80,14 +69,16 @@ impl Socket {
             unsafe { libc::recv(self.fd.as_raw_fd(), first.as_mut_ptr().cast(), first.len(), flags) }
         });
         match bytes {
-            Ok(bytes) => Ok(Heard { bytes, ended: bytes == 0 || entry.revents != 0 }),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard { bytes: 0, ended: false }),
+            // What is there stays there, so the descriptor stays readable and tells nothing new.
+            Ok(bytes) => Ok(Heard { bytes, ended: bytes == 0 || entry.revents != 0, unfinished: bytes > 0 }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Heard { bytes: 0, ended: false, unfinished: false })
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Says that nothing more will be sent.
-    pub(crate) fn finish(&mut self) {
+    fn finish(&mut self) {
         // SAFETY: takes two integers. An error means that the connection is gone already.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) };
     }
@@ -165,9 +156,9 @@ mod tests {
     #[test]
     fn a_wait_ends_by_the_socket_the_token_or_the_clock() {
         let (one, other) = UnixStream::pair().unwrap();
-        let cancel = crate::cancel::Cancel::new().unwrap();
-        let (one, mut other) = (Socket::new(one.into()), Socket::new(other.into()));
-        let wait = |ms| one.wait(Direction::Receive, Some(cancel.as_fd()), Duration::from_millis(ms));
+        let cancel = Cancel::new().unwrap();
+        let (mut one, mut other) = (Socket::new(one.into()), Socket::new(other.into()));
+        let mut wait = |ms| one.wait(Direction::Receive, Some(&cancel), Duration::from_millis(ms));
         assert_eq!(wait(1).unwrap(), Woken::TimedOut);
         other.send(&[OutSpan::bytes(b"x")], false).unwrap();
         assert_eq!(wait(10_000).unwrap(), Woken::Ready);

@@ -11,12 +11,12 @@ use std::ptr;
 /// Bytes to send.
 #[derive(Debug)]
 #[repr(transparent)]
-pub(crate) struct OutSpan<'a>(libc::iovec, PhantomData<&'a [u8]>);
+pub struct OutSpan<'a>(libc::iovec, PhantomData<&'a [u8]>);
 
 /// Room for bytes to receive.
 #[derive(Debug)]
 #[repr(transparent)]
-pub(crate) struct InSpan<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
+pub struct InSpan<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
 
 impl<'a> OutSpan<'a> {
     pub(crate) fn bytes(bytes: &'a [u8]) -> Self {

@@ -3,12 +3,11 @@
 //! connected are waited for at once, so that one who is silent keeps nobody waiting. Who only asks (`check.rs`) is
 //! answered here as well, and costs no machine either.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::channel::socket::{Heard, wait_any};
-use crate::channel::{Connection, Listener, Route};
+use crate::channel::stream::{Heard, Stream};
+use crate::channel::{Acceptor, Connection, Route};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::stats::Side;
@@ -48,27 +47,27 @@ pub(super) struct Strangers {
 struct Guest {
     connection: Connection,
     since_us: u64,
-    /// A part of a hello is there, so that the socket is readable without anything new.
+    /// It is looked at again soon, whatever its descriptor tells.
     began: bool,
 }
 
 /// Waits for a source, as long as it takes. The attempt's clock starts when it is heard.
 pub(super) fn meet<V: DestinationVm>(
     vm: &V,
-    listener: &Listener,
+    acceptor: &dyn Acceptor,
     control: &Arc<Control>,
 ) -> Result<Met, MigrationError> {
     let mut guests: Vec<Guest> = Vec::new();
     let mut strangers = Strangers::default();
     let mut turn_away = |error: &MigrationError| strangers.add(error, control);
     loop {
-        while let Some(connection) = listener.try_accept()? {
+        while let Some(connection) = accept(acceptor, &guests)? {
             if guests.len() >= GUESTS_MAX {
                 turn_away(&stalled(control, guests.remove(0).since_us));
             }
             guests.push(Guest { connection, since_us: control.now_us(), began: false });
         }
-        let mut place = 0;
+        let (mut place, before) = (0, guests.len());
         while let Some(guest) = guests.get_mut(place) {
             match guest.look(control) {
                 Ok(false) => place += 1,
@@ -88,7 +87,18 @@ pub(super) fn meet<V: DestinationVm>(
                 }
             }
         }
-        wait(listener, &guests, control)?;
+        // Who was turned away may have been the only one who could come.
+        if guests.len() == before {
+            wait(acceptor, &guests, control)?;
+        }
+    }
+}
+
+/// Somebody new. That nobody will come any more is an error when those who have come are gone.
+fn accept(acceptor: &dyn Acceptor, guests: &[Guest]) -> Result<Option<Connection>, MigrationError> {
+    match acceptor.accept() {
+        Err(MigrationError::Link(LinkError::UsedUp { .. })) if !guests.is_empty() => Ok(None),
+        accepted => accepted,
     }
 }
 
@@ -112,8 +122,9 @@ impl Guest {
     /// Is all of a hello there, or something that will never be one? Consumes nothing.
     fn look(&mut self, control: &Control) -> Result<bool, MigrationError> {
         let mut first = [0; HELLO_BYTES_MAX];
-        let heard = self.connection.socket.peek(&mut first);
-        let Heard { bytes, ended } = heard.map_err(|source| LinkError::Io { state: STATE, source })?;
+        let heard = self.connection.stream.peek(&mut first);
+        let Heard { bytes, ended, unfinished } =
+            heard.map_err(|source| LinkError::Io { state: STATE, source })?;
         let first = first.get(..bytes).unwrap_or_default();
         if ended || is_whole(first)? {
             return Ok(true);
@@ -121,7 +132,7 @@ impl Guest {
         if control.since_us(self.since_us) >= HELLO_TIMEOUT.as_micros() as u64 {
             return Err(stalled(control, self.since_us));
         }
-        self.began = bytes > 0;
+        self.began = unfinished;
         Ok(false)
     }
 }
@@ -166,19 +177,13 @@ fn meet_one<V: DestinationVm>(
 }
 
 /// Until somebody connects, speaks or has had its time, or it is cancelled.
-fn wait(listener: &Listener, guests: &[Guest], control: &Control) -> Result<(), MigrationError> {
-    let silent = guests.iter().filter(|guest| !guest.began).map(|guest| guest.connection.socket.as_fd());
-    let fds: Vec<BorrowedFd<'_>> =
-        [control.cancel.as_fd(), listener.as_fd()].into_iter().chain(silent).collect();
+fn wait(acceptor: &dyn Acceptor, guests: &[Guest], control: &Control) -> Result<(), MigrationError> {
+    let silent = guests.iter().filter(|guest| !guest.began).map(|guest| &*guest.connection.stream);
+    let streams: Vec<&dyn Stream> = silent.collect();
     let left = guests
         .iter()
         .map(|guest| HELLO_TIMEOUT.saturating_sub(Duration::from_micros(control.since_us(guest.since_us))))
         .min();
     let pause = guests.iter().any(|guest| guest.began).then_some(HELLO_PAUSE);
-    wait_any(&fds, left.into_iter().chain(pause).min())
-        .map_err(|source| LinkError::Io { state: "waiting for a peer", source })?;
-    if control.cancel.is_cancelled() {
-        return Err(MigrationError::Cancelled);
-    }
-    Ok(())
+    acceptor.wait(&streams, control, left.into_iter().chain(pause).min())
 }

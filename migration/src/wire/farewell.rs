@@ -43,7 +43,7 @@ impl Wire {
                     self.send(FrameType::Failed, &failed, "giving up")
                 }
             };
-            self.socket.finish();
+            self.stream.finish();
             if said.is_ok() {
                 self.drain();
             }
@@ -55,9 +55,9 @@ impl Wire {
         let mut rest = vec![0; 64 << 10];
         loop {
             let left = self.timeout.saturating_sub(Duration::from_micros(self.control.since_us(began_us)));
-            match self.socket.receive(&[InSpan::buffer(&mut rest)]) {
+            match self.stream.receive(&[InSpan::buffer(&mut rest)]) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !left.is_zero() => {
-                    if self.socket.wait(Direction::Receive, None, left).is_err() {
+                    if self.stream.wait(Direction::Receive, None, left).is_err() {
                         return;
                     }
                 }

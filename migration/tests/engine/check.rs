@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use tern_migration::channel::Listener;
+use tern_migration::channel::{Acceptor, Listener};
 use tern_migration::destination::receive_from;
 use tern_migration::fake::{FakeVm, Options, SOURCE_CALLS};
 use tern_migration::source::{CheckReport, Outcome, SectionChoice, check, migrate_to};
@@ -31,14 +31,15 @@ fn ask(vm: &FakeVm, listener: &Listener) -> Result<CheckReport, MigrationError> 
 
 /// Runs `asking` against a destination that waits for a guest; then the guest comes, as if nothing had been.
 fn while_waiting(asking: impl FnOnce(&Listener, &FakeVm)) -> (Vec<usize>, u64) {
-    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = Arc::new(Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap());
+    let acceptor: Arc<dyn Acceptor> = listener.clone();
     let observer = Asked::default();
     let asked = Arc::clone(&observer.0);
     let there = Control::new(Side::Destination, Box::new(observer)).unwrap();
     let options = Options::default();
     let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options.clone()).unwrap());
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive_from(empty, &listener, &there));
+        let receiving = scope.spawn(|| receive_from(empty, &acceptor, &there));
         asking(&listener, &source);
         assert!(!receiving.is_finished());
         assert_eq!(there.report().status, Status::None);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tern_migration::channel::{Connection, Listener, connect};
+use tern_migration::channel::{Acceptor, Connection, Listener, connect};
 use tern_migration::destination::{receive, receive_from};
 use tern_migration::fake::{FakeVm, Options};
 use tern_migration::source::{Outcome, migrate, migrate_to};
@@ -183,7 +183,8 @@ impl Observer for TurnedAway {
 
 #[test]
 fn strangers_cost_a_waiting_destination_nothing() {
-    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = Arc::new(Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap());
+    let acceptor: Arc<dyn Acceptor> = listener.clone();
     let address = listener.uri().to_string().replace("tcp:", "");
     let stranger = |words: &[u8]| {
         let mut stream = TcpStream::connect(&address).unwrap();
@@ -203,7 +204,7 @@ fn strangers_cost_a_waiting_destination_nothing() {
     let options = Options::default();
     let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive_from(empty, &listener, &there));
+        let receiving = scope.spawn(|| receive_from(empty, &acceptor, &there));
         while count.load(Ordering::SeqCst) < 4 {
             std::thread::yield_now();
         }
@@ -222,13 +223,14 @@ fn strangers_cost_a_waiting_destination_nothing() {
 
 #[test]
 fn a_silent_peer_is_turned_away_in_time_and_its_wait_is_nobodys_time() {
-    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = Arc::new(Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap());
+    let acceptor: Arc<dyn Acceptor> = listener.clone();
     let mut silent = TcpStream::connect(listener.uri().to_string().replace("tcp:", "")).unwrap();
     let (here, there) = (control(Side::Source), control(Side::Destination));
     let options = Options::default();
     let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive_from(empty, &listener, &there));
+        let receiving = scope.spawn(|| receive_from(empty, &acceptor, &there));
         let started = Instant::now();
         assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
         assert!((2900..6000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());

@@ -8,4 +8,5 @@ mod faults;
 mod harness;
 mod limits;
 mod proof;
+mod transports;
 mod whole;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SendError};
 use std::time::{Duration, Instant};
 
-use tern_migration::channel::{Listener, Uri, UriError};
+use tern_migration::channel::{self, Acceptor, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
@@ -29,7 +29,7 @@ const LAST_WORD_POLL: Duration = Duration::from_millis(2);
 
 /// Where a destination listens, for one attempt after the other.
 pub(super) struct Receiver {
-    listener: Listener,
+    acceptor: Arc<dyn Acceptor>,
 }
 
 /// How a migration ended, with the machine if there still is one.
@@ -128,17 +128,17 @@ impl Machine {
     /// Listens for a guest, at once and until one has come. A file is there or isn't: nobody waits for it.
     pub(super) fn listen(&mut self, uri: &str, parameters: Parameters) -> Result<(), CommandError> {
         if let Some(receiver) = &self.receiver {
-            let text = format!("this process already listens at {}", receiver.listener.uri());
+            let text = format!("this process already listens at {}", receiver.acceptor.route().place());
             return Err(CommandError::illegal(text));
         }
         let uri = parse_uri(uri)?;
         if let Uri::File { path } = uri {
             return self.take_from_file(path, parameters);
         }
-        let listener = Listener::bind(&uri).map_err(|error| failed(&error))?;
-        tracing::info!(uri = %listener.uri(), "waiting for a guest");
+        let acceptor = channel::listen(&uri).map_err(|error| failed(&error))?;
+        tracing::info!(uri = acceptor.route().place(), "waiting for a guest");
         self.awaited = parameters;
-        self.receiver = Some(Arc::new(Receiver { listener }));
+        self.receiver = Some(Arc::new(Receiver { acceptor }));
         self.await_guest();
         Ok(())
     }
@@ -146,9 +146,9 @@ impl Machine {
     /// Waits for the next peer, if this process listens.
     pub(super) fn await_guest(&mut self) {
         let (Some(receiver), true) = (self.receiver.clone(), self.vm.is_some()) else { return };
-        let uri = receiver.listener.uri().to_string();
+        let uri = receiver.acceptor.route().place().to_owned();
         let receive = move |vm, Attempt { control, .. }: Attempt| {
-            let end = destination::receive_from(vm, &receiver.listener, &control);
+            let end = destination::receive_from(vm, &receiver.acceptor, &control);
             if end
                 .as_ref()
                 .is_err_and(|failure| matches!(failure.error, MigrationError::Link(LinkError::Listen { .. })))

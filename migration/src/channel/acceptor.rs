@@ -1,0 +1,155 @@
+//! How a destination gets its connections: from whoever comes.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::connector::{Connector, used_up};
+use super::socket::wait_any;
+use super::stream::Stream;
+use super::{Connection, Listener, Route, Uri};
+use crate::control::Control;
+use crate::error::{LinkError, MigrationError};
+
+/// Where connections come from.
+pub trait Acceptor: Send + Sync + fmt::Debug {
+    /// Somebody who has connected, if there is one. Doesn't wait. An error: nobody will come any more.
+    fn accept(&self) -> Result<Option<Connection>, MigrationError>;
+
+    /// Waits until somebody connects, until [`Stream::peek`] of one of `streams` has something new, for a cancel, or for
+    /// `timeout`; without one as long as it takes. It may end for no reason.
+    fn wait(
+        &self,
+        streams: &[&dyn Stream],
+        control: &Control,
+        timeout: Option<Duration>,
+    ) -> Result<(), MigrationError>;
+
+    /// Why there can't be a second connection; none if there can.
+    fn only_one(&self) -> Option<&'static str>;
+
+    /// Where it waits.
+    fn route(&self) -> Route;
+}
+
+/// Waits at `uri`, whatever that is.
+pub fn listen(uri: &Uri) -> Result<Arc<dyn Acceptor>, MigrationError> {
+    Ok(Arc::new(Listener::bind(uri)?))
+}
+
+/// [`Acceptor::wait`] for those who have a descriptor that becomes readable when somebody connects.
+pub(super) fn wait_for_any(
+    own: BorrowedFd<'_>,
+    streams: &[&dyn Stream],
+    control: &Control,
+    timeout: Option<Duration>,
+) -> Result<(), MigrationError> {
+    let fds: Vec<BorrowedFd<'_>> = [control.cancel.as_fd(), own]
+        .into_iter()
+        .chain(streams.iter().filter_map(|stream| stream.descriptor()))
+        .collect();
+    wait_any(&fds, timeout).map_err(|source| LinkError::Io { state: "waiting for a peer", source })?;
+    if control.cancel.is_cancelled() { Err(MigrationError::Cancelled) } else { Ok(()) }
+}
+
+/// Connections that are there already, or are put here: the only one that an inherited descriptor is, and those of tests.
+#[derive(Debug)]
+pub struct Ready {
+    route: Route,
+    only_one: Option<&'static str>,
+    queue: Mutex<Queue>,
+    /// Readable by as many bytes as connections are in the queue.
+    bell: UnixStream,
+}
+
+#[derive(Debug)]
+struct Queue {
+    connections: VecDeque<Connection>,
+    ring: UnixStream,
+    /// Nobody will come any more.
+    closed: bool,
+}
+
+impl Ready {
+    /// An empty queue, which [`Self::push`] fills.
+    pub fn new() -> io::Result<Self> {
+        let (ring, bell) = UnixStream::pair()?;
+        ring.set_nonblocking(true)?;
+        bell.set_nonblocking(true)?;
+        let queue = Mutex::new(Queue { connections: VecDeque::new(), ring, closed: false });
+        Ok(Self { route: Route::default(), only_one: None, queue, bell })
+    }
+
+    /// Only this connection; `reason` says why.
+    pub fn only(connection: Connection, reason: &'static str) -> io::Result<Self> {
+        let ready = Self { route: connection.route.clone(), only_one: Some(reason), ..Self::new()? };
+        ready.push(connection)?;
+        ready.close();
+        Ok(ready)
+    }
+
+    /// Somebody connects.
+    pub fn push(&self, connection: Connection) -> io::Result<()> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        (&queue.ring).write_all(&[0])?;
+        queue.connections.push_back(connection);
+        Ok(())
+    }
+
+    /// Nobody will come any more.
+    pub fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+    }
+
+    fn take(&self) -> Result<Option<Connection>, MigrationError> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(connection) = queue.connections.pop_front() else {
+            return if queue.closed { Err(used_up(&self.route)) } else { Ok(None) };
+        };
+        let heard = (&self.bell).read_exact(&mut [0]);
+        heard.map_err(|source| LinkError::Io { state: "waiting for a peer", source })?;
+        Ok(Some(connection))
+    }
+}
+
+impl Acceptor for Ready {
+    fn accept(&self) -> Result<Option<Connection>, MigrationError> {
+        self.take()
+    }
+
+    fn wait(
+        &self,
+        streams: &[&dyn Stream],
+        control: &Control,
+        timeout: Option<Duration>,
+    ) -> Result<(), MigrationError> {
+        wait_for_any(self.bell.as_fd(), streams, control, timeout)
+    }
+
+    fn only_one(&self) -> Option<&'static str> {
+        self.only_one
+    }
+
+    fn route(&self) -> Route {
+        self.route.clone()
+    }
+}
+
+/// A source takes them in their order.
+impl Connector for Ready {
+    fn connect(&self, _: &Control) -> Result<Connection, MigrationError> {
+        self.take()?.ok_or_else(|| used_up(&self.route))
+    }
+
+    fn only_one(&self) -> Option<&'static str> {
+        self.only_one
+    }
+
+    fn route(&self) -> Route {
+        self.route.clone()
+    }
+}
