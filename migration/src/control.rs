@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
 use crate::channel::socket::wait;
@@ -157,9 +157,15 @@ impl Control {
         self.tell(status);
     }
 
-    pub(crate) fn publish(&self, report: Report) {
-        let fresh = Arc::new(report);
-        let old = std::mem::replace(&mut *self.report.lock().unwrap_or_else(PoisonError::into_inner), fresh);
+    pub(crate) fn publish(&self, mut report: Report) {
+        let mut published = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.foresee(Some(&published));
+        if report.status.is_final() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            report.ended_at_unix_ms = Some(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        }
+        let old = std::mem::replace(&mut *published, Arc::new(report));
+        drop(published);
         drop(old);
     }
 }

@@ -1,6 +1,7 @@
 //! The report of a migration: one document, the same fields on both sides, every unit in a name, kept after
 //! success, failure and cancel.
 
+mod progress;
 mod query;
 
 pub use query::query_migrate;
@@ -112,6 +113,13 @@ pub struct Report {
     /// Destination: connections that were turned away before this one, since nobody there introduced itself
     /// as a source.
     pub strangers: u64,
+    /// When it ended, in milliseconds since 1970 by this host's clock; none while it runs.
+    pub ended_at_unix_ms: Option<u64>,
+    /// How much of it is done. Never falls; 100 is a guest that has arrived.
+    pub progress_percent: u64,
+    /// How long it will still take if the guest goes on as it does; none where that isn't known, or if it would never
+    /// end so.
+    pub eta_ms: Option<u64>,
     /// From the start until now, or until the end; at the destination since the source introduced itself.
     pub total_us: u64,
     /// Handshake.
@@ -317,6 +325,9 @@ impl Report {
             peer_tern_version: String::new(),
             protocol_version: 0,
             strangers: 0,
+            ended_at_unix_ms: None,
+            progress_percent: 0,
+            eta_ms: None,
             total_us: 0,
             setup_us: 0,
             live_us: 0,
@@ -397,7 +408,8 @@ mod tests {
             "bytes",
             "protocol_version",
         ];
-        let units = ["_us", "_ms", "_bytes", "_per_s", "page_data", "page_records", "state", "messages"];
+        let units =
+            ["_us", "_ms", "_percent", "_bytes", "_per_s", "page_data", "page_records", "state", "messages"];
         let check = |name: &str, value: &serde_json::Value| {
             let plain = counts.iter().any(|c| name.starts_with(c)) || units.iter().any(|u| name.ends_with(u));
             assert!(!value.is_number() || plain, "{name} has no unit");

@@ -87,6 +87,25 @@ fn a_migration_that_takes_too_long_fails_and_the_guest_runs_on() {
     assert_eq!(here.state(), "running");
     here.execute("migrate", json!({ "uri": destination.uri() }));
     arrives(&source, &destination, &mut here);
+    assert_history(&mut here, "source", &["failed", "completed"]);
+    assert_history(&mut destination.qmp(), "destination", &["failed", "completed"]);
+}
+
+/// All that this side has seen, in its history and in its metrics.
+fn assert_history(qmp: &mut Qmp, side: &str, ends: &[&str]) {
+    let history = qmp.execute("query-migrate-history", json!({}));
+    let reports = history["reports"].as_array().unwrap();
+    let seen: Vec<_> = reports.iter().map(|report| report["status"].as_str().unwrap()).collect();
+    assert_eq!(seen, ends, "{history:#}");
+    assert!(reports.iter().all(|report| report["ended_at_unix_ms"].is_u64()), "{history:#}");
+    assert_eq!(reports.last().unwrap()["progress_percent"], 100);
+    let metrics = qmp.execute("query-metrics", json!({}));
+    let metrics = metrics["text"].as_str().unwrap();
+    for end in ends {
+        let line = format!("tern_migrations_total{{side=\"{side}\",status=\"{end}\"}} 1\n");
+        assert!(metrics.contains(&line), "no {line} in {metrics}");
+    }
+    assert!(metrics.contains("tern_migration_progress_ratio 1\n"), "{metrics}");
 }
 
 #[test]

@@ -72,8 +72,13 @@ enum Command {
     #[command(after_help = save::EXAMPLES)]
     Save(save::SaveArgs),
     /// Show whether the guest runs, and where its migration stands
-    #[command(after_help = "Example:\n  tern status --control /tmp/a.sock")]
+    #[command(
+        after_help = "Examples:\n  tern status --control /tmp/a.sock\n  tern status --control /tmp/a.sock --history"
+    )]
     Status(vm::StatusArgs),
+    /// Print the machine's figures for Prometheus
+    #[command(after_help = vm::METRICS_EXAMPLES)]
+    Metrics(vm::ControlArgs),
     /// Stop the vCPUs; memory and devices stay as they are
     #[command(after_help = "Example:\n  tern pause --control /tmp/a.sock")]
     Pause(vm::ControlArgs),
@@ -178,6 +183,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Migrate(args) => migrate::run(&args),
         Command::Save(args) => save::run(&args),
         Command::Status(args) => vm::status(&args),
+        Command::Metrics(args) => vm::metrics(&args),
         Command::Pause(args) => vm::simple(&args, "stop"),
         Command::Resume(args) => vm::simple(&args, "cont"),
         Command::Cancel(args) => vm::simple(&args, "migrate_cancel"),

@@ -27,9 +27,8 @@ impl Progress {
     pub(crate) fn show(&mut self, state: &Value) {
         let Some(bar) = &self.bar else { return };
         bar.set_prefix(state["status"].as_str().unwrap_or("starting").to_owned());
-        let total = number(&state["ram"]["total"]);
-        bar.set_length(total.max(1));
-        bar.set_position(total.saturating_sub(number(&state["ram"]["remaining"])));
+        bar.set_length(100);
+        bar.set_position(number(&state["report"]["progress_percent"]));
         bar.set_message(message(state));
     }
 
@@ -64,6 +63,8 @@ fn message(state: &Value) -> String {
         format!("{}/s", short(rate)),
         format!("dirty {}/s", short(dirtied)),
     ];
+    let left = state["report"]["eta_ms"].as_u64().map(|ms| format!("~{} s", ms.div_ceil(1000)));
+    parts.extend(left);
     parts.extend(state["expected-downtime"].as_u64().map(|downtime| format!("downtime ~{downtime} ms")));
     parts.join("  ")
 }

@@ -33,7 +33,18 @@ pub struct StatusArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Show the latest migrations of this process instead, oldest first
+    #[arg(long)]
+    history: bool,
 }
+
+pub(super) const METRICS_EXAMPLES: &str = "\
+Examples:
+  tern metrics --control /tmp/a.sock
+  tern metrics --control /tmp/a.sock > /var/lib/node_exporter/textfile/tern.prom.new && mv \
+/var/lib/node_exporter/textfile/tern.prom.new /var/lib/node_exporter/textfile/tern.prom
+
+The control socket has the same text: `query-metrics`.";
 
 #[derive(Debug, Args)]
 pub struct StopArgs {
@@ -49,8 +60,17 @@ pub(super) fn simple(args: &ControlArgs, command: &str) -> Result<Exit, Failure>
     Ok(Exit::Success)
 }
 
+pub(super) fn metrics(args: &ControlArgs) -> Result<Exit, Failure> {
+    let answer = args.connect()?.execute("query-metrics", json!({}))?;
+    print(answer["text"].as_str().unwrap_or_default())
+}
+
 pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
     let mut client = args.control.connect()?;
+    if args.history {
+        let history = client.execute("query-migrate-history", json!({}))?;
+        return if args.json { print_json(&history) } else { print(&history_for_people(&history)) };
+    }
     let mut ask = |command| client.execute(command, json!({}));
     let (name, uuid, state) = (ask("query-name")?, ask("query-uuid")?, ask("query-status")?);
     let (cpus, migration) = (ask("query-cpus-fast")?, ask("query-migrate")?);
@@ -65,13 +85,44 @@ pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
     if args.json { print_json(&document) } else { print(&for_people(&document)) }
 }
 
+/// One line a migration.
+fn history_for_people(history: &Value) -> String {
+    let reports = history["reports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if reports.is_empty() {
+        return "no migration so far\n".to_owned();
+    }
+    let line = |report: &Value| {
+        let text = |name: &str| report[name].as_str().unwrap_or("-").to_owned();
+        let ms =
+            |us: &Value| us.as_u64().map_or_else(|| "-".to_owned(), |us| format!("{} ms", us.div_ceil(1000)));
+        let why = report["error"]["chain"][0].as_str().unwrap_or_default();
+        let (side, status, uri) = (text("side"), text("status"), text("uri"));
+        let (total, downtime) = (ms(&report["total_us"]), ms(&report["downtime"]["total_us"]));
+        format!("{side:<12} {status:<10} {total:>10} {downtime:>10}  {uri}  {why}").trim_end().to_owned()
+            + "\n"
+    };
+    let head = format!("{:<12} {:<10} {:>10} {:>10}  {}\n", "side", "ended", "time", "downtime", "uri");
+    head + &reports.iter().map(line).collect::<String>()
+}
+
+/// `: 43 %, about 12 s left` of a migration that runs.
+fn outlook(report: &Value) -> String {
+    let left = match report["eta_ms"].as_u64() {
+        Some(ms) => format!(", about {} s left", ms.div_ceil(1000)),
+        None => String::new(),
+    };
+    let ended = !report["ended_at_unix_ms"].is_null();
+    let progress = report["progress_percent"].as_u64().filter(|_| !ended);
+    progress.map(|percent| format!(": {percent} %{left}")).unwrap_or_default()
+}
+
 fn for_people(document: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
     let migration = match document["migration"]["status"].as_str() {
         None | Some("none") => "none".to_owned(),
         Some(status) => match document["migration"]["error-desc"].as_str() {
             Some(error) => format!("{status}: {error}"),
-            None => status.to_owned(),
+            None => status.to_owned() + &outlook(&document["migration"]["report"]),
         },
     };
     let head = format!(
@@ -140,6 +191,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_history_has_a_line_for_each_migration() {
+        assert_eq!(history_for_people(&json!({"reports": []})), "no migration so far\n");
+        let error = json!({"chain": ["the link broke", "reset by peer"]});
+        let failed =
+            json!({"side": "source", "status": "failed", "uri": "unix:/m", "total_us": 1500, "error": error});
+        let text = history_for_people(&json!({ "reports": [failed] }));
+        assert!(text.lines().nth(1).unwrap().ends_with("2 ms          -  unix:/m  the link broke"), "{text}");
+    }
+
+    #[test]
     fn status_for_people() {
         let mut document =
             json!({"name": "web", "uuid": "u", "status": "in-doubt", "cpus": 2, "migration": {}});
@@ -152,6 +213,8 @@ mod tests {
         document["migration"]["report"] = json!({"page_bytes": 4096, "on_demand": pager});
         let shown = for_people(&document);
         assert!(shown.contains("512 KiB of 1 MiB") && shown.contains("99 % up to 300 us"), "{shown}");
+        document["migration"] = json!({"status": "active", "report": {"progress_percent": 43, "eta_ms": 11_200, "ended_at_unix_ms": null}});
+        assert!(for_people(&document).ends_with("migration  active: 43 %, about 12 s left\n"));
         document["migration"] = json!({"status": "failed", "error-desc": "no route"});
         assert!(for_people(&document).ends_with("migration  failed: no route\n"));
     }

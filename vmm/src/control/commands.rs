@@ -6,7 +6,7 @@ use tern_migration::config::Parameters;
 
 use super::arguments::{Argument, Arguments, Kind, shortened};
 use super::operations::{MigrateRequest, Operations, Resolution, RunState, SerialFacts};
-use super::{CommandError, ErrorCode};
+use super::{CommandError, ErrorCode, metrics};
 
 /// Every state.
 const ANY: &[RunState] = &RunState::ALL;
@@ -144,6 +144,13 @@ pub const COMMANDS: &[Command] = &[
         run: query_cpus,
     },
     Command {
+        name: "query-metrics",
+        help: "Shows the machine's figures as Prometheus reads them.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(json!({ "text": metrics::text(&vm.facts(), vm.run_state(), &vm.history()) })),
+    },
+    Command {
         name: "query-migrate",
         help: "Shows the running migration, or how the last one ended.",
         arguments: &[],
@@ -163,6 +170,13 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[],
         legal: ANY,
         run: |vm, _| Ok(vm.query_check()),
+    },
+    Command {
+        name: "query-migrate-history",
+        help: "Shows the reports of the latest migrations, oldest first, and how many have ended how.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| Ok(serde_json::to_value(vm.history()).unwrap_or_default()),
     },
     Command {
         name: "query-migrate-parameters",

@@ -16,6 +16,7 @@ mod framer;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod metrics;
 mod operations;
 mod server;
 mod socket;
@@ -26,7 +27,8 @@ pub use arguments::{Argument, Kind};
 pub use error::{CommandError, ErrorCode, chain};
 pub use event::{Event, EventQueue, EventSink, Stamped, event_queue};
 pub use operations::{
-    CpuFacts, MachineFacts, MigrateRequest, Operations, ParameterValues, Resolution, RunState, SerialFacts,
+    CpuFacts, MachineFacts, MigrateRequest, MigrationCount, MigrationHistory, Operations, ParameterValues,
+    Resolution, RunState, SerialFacts,
 };
 pub use server::{CLIENT_LIMIT, ControlServer};
 pub use socket::{ListeningSocket, SocketError};

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tern_migration::config::Parameters;
+use tern_migration::{Report, Side, Status};
 
 use super::CommandError;
 
@@ -136,6 +137,26 @@ pub struct MachineFacts {
     pub serial: SerialFacts,
 }
 
+/// How many migrations have ended so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MigrationCount {
+    /// Which end this machine was.
+    pub side: Side,
+    /// How they ended.
+    pub status: Status,
+    /// How many since this process began.
+    pub migrations: u64,
+}
+
+/// The latest migrations of this process, in and out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MigrationHistory {
+    /// Oldest first; the last one may be running.
+    pub reports: Vec<Report>,
+    /// All that are over.
+    pub counts: Vec<MigrationCount>,
+}
+
 /// The machine as the control socket sees it.
 pub trait Operations: Send {
     /// For `query-name`, `query-cpus-fast`, `query-chardev`.
@@ -168,6 +189,8 @@ pub trait Operations: Send {
     fn cancel(&mut self) -> Result<(), CommandError>;
     /// Changes the running migration's parameters, or, before `migrate-incoming`, that one's. All or nothing.
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError>;
+    /// The latest migrations.
+    fn history(&self) -> MigrationHistory;
     /// The parameters of the running or awaited migration, or the defaults.
     fn parameters(&self) -> Parameters;
     /// Ends a migration in doubt.

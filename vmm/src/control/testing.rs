@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use tern_migration::config::Parameters;
 
 use super::{
-    CommandError, CpuFacts, Event, EventSink, MachineFacts, MigrateRequest, Operations, ParameterValues,
-    Resolution, RunState, SerialFacts,
+    CommandError, CpuFacts, Event, EventSink, MachineFacts, MigrateRequest, MigrationHistory, Operations,
+    ParameterValues, Resolution, RunState, SerialFacts,
 };
 
 /// Remembers what it was asked for.
@@ -107,6 +107,10 @@ impl Operations for FakeMachine {
 
     fn parameters(&self) -> Parameters {
         Parameters::default()
+    }
+
+    fn history(&self) -> MigrationHistory {
+        MigrationHistory::default()
     }
 
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {

@@ -183,6 +183,7 @@ impl Machine {
         let thread = std::thread::Builder::new().name("migration".into()).spawn(run);
         self.thread = Some(thread.map_err(|error| CommandError::failed(&failed(error)))?);
         if let Some(former) = self.attempt.replace(attempt) {
+            self.history.add(former.control.report());
             self.former = Some(former.control);
         }
         // The thread waits for nothing else, so it is there to take it.

@@ -13,6 +13,7 @@ mod booting;
 mod checking;
 mod error;
 mod event_loop;
+mod history;
 mod migration;
 mod notice;
 mod opening;

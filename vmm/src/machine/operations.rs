@@ -10,7 +10,7 @@ use tern_migration::{Parameters, Report, Side, Status, query_migrate};
 use crate::config::SerialConfig;
 use crate::control::{
     CommandError, ControlServer, CpuFacts, Event, EventQueue, ListeningSocket, MachineFacts, MigrateRequest,
-    Operations, ParameterValues, Resolution, RunState, SerialFacts,
+    MigrationHistory, Operations, ParameterValues, Resolution, RunState, SerialFacts,
 };
 use crate::run_control::Hold;
 use crate::sections;
@@ -237,6 +237,11 @@ impl Operations for Handle {
         let running =
             machine.attempt.as_ref().filter(|attempt| attempt.running && machine.receiver.is_none());
         running.map_or(machine.awaited.clone(), |attempt| attempt.live.get())
+    }
+
+    fn history(&self) -> MigrationHistory {
+        let machine = self.lock();
+        machine.history.with(machine.attempt.as_ref().map(|attempt| attempt.control.report()))
     }
 
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {

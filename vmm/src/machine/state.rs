@@ -19,6 +19,7 @@ use crate::vm::{Core, Host, Vm};
 
 use super::booting::{self, Plan};
 use super::checking::Check;
+use super::history::History;
 use super::migration::Receiver;
 use super::notice::{Inbox, Notice, Notices};
 use super::opening::Ends;
@@ -46,6 +47,8 @@ pub struct Machine {
     pub(super) thread: Option<JoinHandle<()>>,
     /// The attempt before `attempt`, shown until the next one begins.
     pub(super) former: Option<Arc<Control>>,
+    /// Those before `attempt`.
+    pub(super) history: History,
     /// The running check of a destination, or the last one.
     pub(super) check: Option<Check>,
     /// Where a destination listens.
@@ -103,6 +106,7 @@ impl Machine {
             attempt: None,
             thread: None,
             former: None,
+            history: History::default(),
             check: None,
             receiver: None,
             awaited: Parameters::default(),
