@@ -25,6 +25,7 @@ pub mod fake;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod handover;
 pub mod pager;
 mod policy;
 mod ram;
