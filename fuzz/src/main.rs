@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["list"] => {
-            targets::all().iter().for_each(|target| println!("{:<24}{}", target.name, target.what));
+            targets::all().iter().for_each(|target| println!("{:<36}{}", target.name, target.what));
             Ok(())
         }
         ["seeds"] => targets::all().iter().try_for_each(write_seeds),
