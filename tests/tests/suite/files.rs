@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 use tern_tests::binary::tern_binary;
@@ -10,30 +10,12 @@ use tern_tests::host::{mounts_or_skip, skip};
 use tern_tests::opens::Opens;
 use tern_tests::{PulseLog, Tern, TernBuilder, kvm_or_skip};
 
-const WORDS: &str = "ws=8M rate=2000 content=random interval=50";
-
-fn save(tern: &Tern, file: &Path, more: &[&str]) -> Output {
-    let mut command = Command::new(tern_binary());
-    command.arg("save").arg("--control").arg(tern.control()).arg(file).args(more);
-    command.stdin(Stdio::null()).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use crate::save::{WORDS, goes_on, save, text};
 
 fn started(builder: TernBuilder) -> Tern {
     let guest = builder.start();
     guest.wait_beats(1, 2);
     guest
-}
-
-/// The guest runs, prints, and has lost nothing.
-fn goes_on(tern: &Tern) {
-    assert_eq!(tern.qmp().state(), "running");
-    let before = tern.pulse_log().beats.len();
-    tern.wait_beats(1, before + 3);
-    PulseLog::read(&tern.serial().text());
 }
 
 /// A guest in a file, and what it had printed until then.

@@ -18,6 +18,7 @@ mod linux;
 mod linux_moves;
 mod migration;
 mod next_version;
+mod other_places;
 mod parameters;
 mod phases;
 mod restore;

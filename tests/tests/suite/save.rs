@@ -10,17 +10,20 @@ use tern_migration::snapshot::{Outline, SnapshotError, SnapshotFile};
 use tern_tests::binary::tern_binary;
 use tern_tests::{PulseLog, Tern, kvm_or_skip};
 
-const WORDS: &str = "ws=8M rate=2000 content=random interval=50";
+/// What `pulse` is to do, unless a test wants something else.
+pub(crate) const WORDS: &str = "ws=8M rate=2000 content=random interval=50";
 /// 8 MiB at this rate: long enough that nobody has to hurry to be in the middle of a save.
 const SLOW: &str = "262144";
 
-fn save(tern: &Tern, file: &Path, more: &[&str]) -> Output {
+/// `tern save`.
+pub(crate) fn save(tern: &Tern, file: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(tern_binary());
     command.arg("save").arg("--control").arg(tern.control()).arg(file).args(more);
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+/// What a command has said.
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -41,7 +44,7 @@ fn verify(file: &Path) -> SnapshotFile {
 }
 
 /// The guest runs, prints, and has lost nothing.
-fn goes_on(tern: &Tern) {
+pub(crate) fn goes_on(tern: &Tern) {
     assert_eq!(tern.qmp().state(), "running");
     let before = tern.pulse_log().beats.len();
     tern.wait_beats(1, before + 3);
