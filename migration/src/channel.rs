@@ -11,9 +11,12 @@
 
 mod acceptor;
 mod connector;
+pub mod descriptor;
+mod exec;
 mod listener;
 pub(crate) mod pacer;
 pub(crate) mod socket;
+mod sockets;
 pub(crate) mod span;
 pub(crate) mod stream;
 mod uri;
@@ -24,11 +27,13 @@ use std::time::Duration;
 
 pub use acceptor::{Acceptor, Ready, listen};
 pub use connector::{Address, Connector};
-pub use listener::{Listener, connect};
-pub use uri::{Uri, UriError};
+pub use listener::Listener;
+pub use uri::{CID_ANY, FORMS, Uri, UriError};
 
 use self::socket::Socket;
 use self::stream::Stream;
+use crate::control::Control;
+use crate::error::MigrationError;
 
 /// How long a connection may take to come about.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,6 +60,11 @@ pub enum Woken {
     TimedOut,
 }
 
+/// Connects to a peer that listens.
+pub fn connect(uri: &Uri, control: &Control) -> Result<Connection, MigrationError> {
+    Address::new(uri).connect(control)
+}
+
 /// Which way a connection goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
@@ -69,6 +79,9 @@ impl Route {
         let transport = match uri {
             Uri::Tcp { .. } => "tcp",
             Uri::Unix { .. } => "unix",
+            Uri::Vsock { .. } => "vsock",
+            Uri::Fd { .. } => "fd",
+            Uri::Exec { .. } => "exec",
             Uri::File { .. } => "file",
         };
         Self { transport, uri: Some(uri.to_string()), peer_address: None }

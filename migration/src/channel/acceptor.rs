@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::connector::{Connector, used_up};
+use super::connector::{Connector, own, used_up};
 use super::socket::wait_any;
 use super::stream::Stream;
 use super::{Connection, Listener, Route, Uri};
@@ -38,7 +38,14 @@ pub trait Acceptor: Send + Sync + fmt::Debug {
 
 /// Waits at `uri`, whatever that is.
 pub fn listen(uri: &Uri) -> Result<Arc<dyn Acceptor>, MigrationError> {
-    Ok(Arc::new(Listener::bind(uri)?))
+    match uri {
+        Uri::Exec { .. } | Uri::Fd { .. } => {
+            let failed = |source| LinkError::Listen { uri: uri.to_string(), source };
+            let (connection, reason) = own(uri).map_err(failed)?;
+            Ok(Arc::new(Ready::only(connection, reason).map_err(failed)?))
+        }
+        _ => Ok(Arc::new(Listener::bind(uri)?)),
+    }
 }
 
 /// [`Acceptor::wait`] for those who have a descriptor that becomes readable when somebody connects.

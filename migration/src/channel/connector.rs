@@ -1,10 +1,15 @@
 //! How a source gets its connections: all of one attempt go to the same place.
 
 use std::fmt;
+use std::io;
 
-use super::{Connection, Route, Uri, listener};
+use super::exec::Exec;
+use super::{Connection, Route, Uri, descriptor, sockets};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError};
+
+/// Why an inherited descriptor has no second channel.
+const ONE_FD: &str = "an inherited descriptor is one connection";
 
 /// Opens connections to one place.
 pub trait Connector: Send + Sync + fmt::Debug {
@@ -33,15 +38,37 @@ impl Address {
 
 impl Connector for Address {
     fn connect(&self, control: &Control) -> Result<Connection, MigrationError> {
-        listener::connect(&self.uri, control)
+        match &self.uri {
+            Uri::Exec { .. } | Uri::Fd { .. } => {
+                let failed = |source| LinkError::Connect { uri: self.uri.to_string(), source };
+                Ok(own(&self.uri).map_err(failed)?.0)
+            }
+            _ => sockets::connect(&self.uri, control),
+        }
     }
 
+    /// A command is run once more for each connection.
     fn only_one(&self) -> Option<&'static str> {
-        None
+        matches!(self.uri, Uri::Fd { .. }).then_some(ONE_FD)
     }
 
     fn route(&self) -> Route {
         Route::new(&self.uri)
+    }
+}
+
+/// The connection that a command or a descriptor is, and why it is the only one for a destination.
+pub(super) fn own(uri: &Uri) -> io::Result<(Connection, &'static str)> {
+    match uri {
+        Uri::Exec { command } => {
+            let connection = Connection::new(Exec::run(command)?, Route::new(uri));
+            Ok((connection, "a command that a destination runs is one connection"))
+        }
+        Uri::Fd { name } => {
+            let connection = sockets::connection(descriptor::take(name)?, Route::new(uri))?;
+            Ok((connection, ONE_FD))
+        }
+        _ => Err(sockets::not_a_peer()),
     }
 }
 

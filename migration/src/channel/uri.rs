@@ -1,4 +1,4 @@
-//! Where a guest goes or comes from: `tcp:HOST:PORT`, `tcp:[IPV6]:PORT`, `unix:PATH` or `file:PATH`.
+//! Where a guest goes or comes from: a host, a socket, a descriptor, a command or a file.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,6 +21,23 @@ pub enum Uri {
         /// Its path.
         path: PathBuf,
     },
+    /// An AF_VSOCK address: a host and its own guests, or loopback.
+    Vsock {
+        /// Whose: 1 is this machine (loopback), 2 the host; [`CID_ANY`]: any of this machine (listening only).
+        cid: u32,
+        /// Port.
+        port: u32,
+    },
+    /// A connected stream socket that this process was given.
+    Fd {
+        /// Its number if it was inherited, its name if it was passed since.
+        name: String,
+    },
+    /// A command whose standard input and output are the connection.
+    Exec {
+        /// For `/bin/sh -c`.
+        command: String,
+    },
     /// A file to save into: see [`crate::snapshot`].
     File {
         /// Its path.
@@ -30,7 +47,7 @@ pub enum Uri {
 
 /// A text that is no address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("\"{text}\": {problem}; legal forms: tcp:HOST:PORT, tcp:[IPV6]:PORT, unix:PATH, file:PATH")]
+#[error("\"{text}\": {problem}; legal forms: {FORMS}")]
 pub struct UriError {
     /// The text.
     pub text: String,
@@ -38,6 +55,13 @@ pub struct UriError {
     pub problem: &'static str,
 }
 
+/// All forms, for people.
+pub const FORMS: &str =
+    "tcp:HOST:PORT, tcp:[IPV6]:PORT, unix:PATH, vsock:CID:PORT, fd:NUMBER, exec:COMMAND, file:PATH";
+/// Any address of this machine.
+pub const CID_ANY: u32 = libc::VMADDR_CID_ANY;
+/// Longest name of a descriptor.
+const NAME_MAX_BYTES: usize = 64;
 /// Longest path that a unix socket's address can hold.
 const UNIX_PATH_MAX_BYTES: usize = 107;
 
@@ -52,6 +76,11 @@ impl FromStr for Uri {
 fn parse(text: &str) -> Result<Uri, &'static str> {
     match text.split_once(':') {
         Some(("tcp", rest)) => parse_tcp(rest),
+        Some(("vsock", rest)) => parse_vsock(rest),
+        Some(("fd", name)) => parse_fd(name),
+        Some(("exec", command)) if command.trim().is_empty() => Err("the command is missing"),
+        Some(("exec", command)) if command.contains('\0') => Err("the command contains a zero byte"),
+        Some(("exec", command)) => Ok(Uri::Exec { command: command.to_owned() }),
         Some(("unix" | "file", "")) => Err("the path is missing"),
         Some(("unix", path)) if path.len() > UNIX_PATH_MAX_BYTES => {
             Err("the path is longer than 107 bytes, the most that a unix socket can have")
@@ -82,12 +111,34 @@ fn parse_tcp(rest: &str) -> Result<Uri, &'static str> {
     Ok(Uri::Tcp { host: host.to_owned(), port })
 }
 
+fn parse_vsock(rest: &str) -> Result<Uri, &'static str> {
+    let (cid, port) = rest.split_once(':').ok_or("the port is missing")?;
+    let number = |text: &str, problem| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if digits { text.parse().map_err(|_| problem) } else { Err(problem) }
+    };
+    let cid = if cid.is_empty() { CID_ANY } else { number(cid, "the CID is not a number of 32 bits")? };
+    Ok(Uri::Vsock { cid, port: number(port, "the port is not a number of 32 bits")? })
+}
+
+fn parse_fd(name: &str) -> Result<Uri, &'static str> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.chars().all(legal) {
+        return Err("a descriptor is a number, or a name of letters, digits, `-`, `_` and `.`");
+    }
+    Ok(Uri::Fd { name: name.to_owned() })
+}
+
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::Unix { path } => write!(f, "unix:{}", path.display()),
+            Self::Vsock { cid: CID_ANY, port } => write!(f, "vsock::{port}"),
+            Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            Self::Fd { name } => write!(f, "fd:{name}"),
+            Self::Exec { command } => write!(f, "exec:{command}"),
             Self::File { path } => write!(f, "file:{}", path.display()),
         }
     }
@@ -100,9 +151,19 @@ mod tests {
 
     #[test]
     fn legal_forms_come_back_as_they_are() {
-        for text in
-            ["tcp:host:1", "tcp:[::1]:65535", "tcp:10.0.0.1:4444", "unix:/run/a:b", "tcp::0", "file:a b"]
-        {
+        for text in [
+            "tcp:host:1",
+            "tcp:[::1]:65535",
+            "tcp:10.0.0.1:4444",
+            "unix:/run/a:b",
+            "tcp::0",
+            "file:a b",
+            "vsock:1:4444",
+            "vsock::4444",
+            "fd:7",
+            "fd:a-socket.1",
+            "exec:ssh host-b socat - UNIX-CONNECT:/run/b.sock",
+        ] {
             assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
         }
     }
@@ -124,6 +185,15 @@ mod tests {
             "tcp:[::1]5",
             "tcp:[[a]:5",
             "tcp:a]:5",
+            "vsock:1",
+            "vsock:x:1",
+            "vsock:1:",
+            "vsock:4294967296:1",
+            "vsock:1:+1",
+            "fd:",
+            "fd:a b",
+            "exec:",
+            "exec: ",
         ];
         for text in wrong {
             let error = text.parse::<Uri>().unwrap_err().to_string();
@@ -137,8 +207,10 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_an_address_or_an_error(text: String) {
-            if let Ok(uri) = format!("tcp:{text}").parse::<Uri>() {
-                prop_assert_eq!(uri.to_string().parse::<Uri>(), Ok(uri));
+            for transport in ["tcp", "vsock", "fd", "exec"] {
+                if let Ok(uri) = format!("{transport}:{text}").parse::<Uri>() {
+                    prop_assert_eq!(uri.to_string().parse::<Uri>(), Ok(uri));
+                }
             }
         }
     }

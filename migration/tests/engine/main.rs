@@ -8,5 +8,7 @@ mod faults;
 mod harness;
 mod limits;
 mod proof;
+#[path = "../skip/mod.rs"]
+mod skip;
 mod transports;
 mod whole;

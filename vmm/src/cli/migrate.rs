@@ -22,6 +22,8 @@ Examples:
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --max-bandwidth 100M --downtime-limit 50
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --json | jq .downtime.total_us
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --check
+  tern migrate --control /tmp/a.sock 'exec:ssh host-b socat - UNIX-CONNECT:/run/b.sock'
+  tern migrate --control /tmp/a.sock vsock:2:4444
   tern migrate --control /tmp/a.sock --resolve run
 
 The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at least a second \
@@ -34,8 +36,9 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct MigrateArgs {
     #[command(flatten)]
     control: ControlArgs,
-    /// Where to: tcp:HOST:PORT or unix:PATH, where a tern waits with --incoming, or file:PATH (`tern save` does that
-    /// and more)
+    /// Where to: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT, where a tern waits with --incoming; exec:COMMAND, whose
+    /// input and output lead to one; fd:NUMBER, a socket that the guest's process has inherited; or file:PATH (`tern
+    /// save` does that and more)
     #[arg(value_name = "URI", required_unless_present = "resolve", conflicts_with = "resolve", value_parser = uri)]
     uri: Option<String>,
     #[command(flatten)]
@@ -359,7 +362,7 @@ mod tests {
             ("tcp:b:1 --max-bandwidth 1", ["--max-bandwidth", "0 (unlimited) or "]),
             ("tcp:b:1 --downtime-limit soon", ["--downtime-limit", "50ms"]),
             ("tcp:b:1 --capability warp", ["--capability", "events"]),
-            ("exec:x", ["URI", "tcp:HOST:PORT"]),
+            ("udp:x", ["URI", "tcp:HOST:PORT"]),
             ("", ["URI", "required"]),
             ("unix:/m --resolve run", ["--resolve", "URI"]),
         ] {

@@ -69,8 +69,9 @@ pub struct RunArgs {
     /// Control socket (QMP) to make; the other commands of tern connect to it
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// Wait for a guest: defer (until migrate-incoming), tcp:HOST:PORT or unix:PATH; or take it from file:PATH
-    /// (see also `tern restore`). A kernel or image given too is booted when the guest that has come resets its
+    /// Wait for a guest: defer (until migrate-incoming), tcp:HOST:PORT, unix:PATH or vsock::PORT; take it over the one
+    /// connection that fd:NUMBER (an inherited socket) or exec:COMMAND (its input and output) is; or take it from
+    /// file:PATH (see also `tern restore`). A kernel or image given too is booted when the guest that has come resets its
     /// machine
     #[arg(long, value_name = "WHERE", conflicts_with = "paused")]
     incoming: Option<Incoming>,
@@ -225,7 +226,7 @@ mod tests {
             ("--image x --frobnicate", ["--frobnicate", "unexpected"]),
             ("--image x --kernel y", ["--kernel", "--image"]),
             ("--image x --dirty-log manual-clear", ["'manual-clear'", "--dirty-log"]),
-            ("--incoming exec:x", ["'exec:x'", "--incoming"]),
+            ("--incoming udp:x", ["'udp:x'", "--incoming"]),
             ("--incoming defer --paused", ["--incoming", "--paused"]),
         ] {
             let text = parse(line).unwrap_err();

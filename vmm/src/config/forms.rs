@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::Serialize;
+use tern_migration::channel::{FORMS, Uri};
 use thiserror::Error;
 
 use super::mac::{MacAddress, MacError};
@@ -49,9 +50,12 @@ pub enum FormError {
         /// What may stand there.
         legal: &'static str,
     },
-    /// A `tcp:` address without a usable host and port.
-    #[error("not an address: write tcp:HOST:PORT with a port from 0 to 65535, an IPv6 host in [brackets]")]
-    Tcp,
+    /// No address of a migration.
+    #[error("{problem}; legal forms: {FORMS}")]
+    Uri {
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// A CPU name with characters that no profile has.
     #[error(
         "not a CPU: write `host`, the name of a profile (letters, digits, `-`, `_`, `.`), or a file's path (with a `/`, \
@@ -173,7 +177,7 @@ impl fmt::Display for SerialConfig {
 pub enum Incoming {
     /// Listen when `migrate-incoming` says where.
     Defer,
-    /// Listen at once, at this address: `tcp:HOST:PORT` or `unix:PATH`.
+    /// Listen at once, at this address, or take the connection that it is.
     Uri(String),
     /// It is in a file.
     File(RestoreConfig),
@@ -196,27 +200,12 @@ impl FromStr for Incoming {
     }
 }
 
-/// Does `text` look like an address of a migration? The engine parses it again when it is used.
+/// Is `text` an address of a migration? The engine parses it again when it is used.
 ///
 /// # Errors
-/// None of `tcp:HOST:PORT`, `unix:PATH` and `file:PATH`.
+/// It is none.
 pub fn check_uri(text: &str) -> Result<(), FormError> {
-    match text.split_once(':') {
-        Some(("tcp", rest)) => {
-            let (host, port) = rest.rsplit_once(':').ok_or(FormError::Tcp)?;
-            let bracketed = host.starts_with('[') && host.ends_with(']');
-            let plain = !host.contains(':') || bracketed;
-            if !plain || port.is_empty() || port.parse::<u16>().is_err() {
-                Err(FormError::Tcp)
-            } else {
-                Ok(())
-            }
-        }
-        Some(("unix", "")) => Err(FormError::NoPath { form: "unix:PATH" }),
-        Some(("file", "")) => Err(FormError::NoPath { form: "file:PATH" }),
-        Some(("unix" | "file", _)) => Ok(()),
-        _ => Err(FormError::Unknown { legal: "tcp:HOST:PORT, unix:PATH or file:PATH" }),
-    }
+    text.parse::<Uri>().map(drop).map_err(|error| FormError::Uri { problem: error.problem })
 }
 
 /// Which CPU the guest sees.
@@ -340,11 +329,19 @@ mod tests {
     fn addresses() {
         assert_eq!("defer".parse(), Ok(Incoming::Defer));
         assert_eq!("file:a b".parse(), Ok(Incoming::File(RestoreConfig::new("a b".into()))));
-        for text in ["tcp:localhost:4444", "tcp::0", "tcp:[::1]:4444", "unix:/tmp/m"] {
+        for text in [
+            "tcp:localhost:4444",
+            "tcp::0",
+            "tcp:[::1]:4444",
+            "unix:/tmp/m",
+            "vsock::4444",
+            "fd:7",
+            "exec:nc -l 4444",
+        ] {
             assert_eq!(text.parse(), Ok(Incoming::Uri(text.to_owned())));
         }
         for text in
-            ["tcp:4444", "tcp:a:b", "tcp:a:70000", "tcp:::1:4", "unix:", "exec:rm", "", "tcp:a:", "file:"]
+            ["tcp:4444", "tcp:a:b", "tcp:a:70000", "tcp:::1:4", "unix:", "exec:", "", "tcp:a:", "file:"]
         {
             assert!(text.parse::<Incoming>().is_err(), "{text}");
         }

@@ -2,6 +2,7 @@
 //! against it.
 
 use serde_json::{Map, Value, json};
+use tern_migration::channel::{FORMS, descriptor};
 use tern_migration::config::Parameters;
 
 use super::arguments::{Argument, Arguments, Kind, shortened};
@@ -29,8 +30,9 @@ pub struct Command {
     run: Handler,
 }
 
-const URI: Argument =
-    Argument { name: "uri", kind: Kind::Text, required: true, help: "tcp:HOST:PORT, unix:PATH or file:PATH" };
+const URI: Argument = Argument { name: "uri", kind: Kind::Text, required: true, help: FORMS };
+const FD_NAME: Argument =
+    Argument { name: "fdname", kind: Kind::Text, required: true, help: "the descriptor's name" };
 const PARAMETERS: Argument = Argument {
     name: "parameters",
     kind: Kind::Parameters,
@@ -55,11 +57,31 @@ const ENABLE: Argument =
 /// All commands, by name.
 pub const COMMANDS: &[Command] = &[
     Command {
+        name: "closefd",
+        help: "Closes a descriptor that `getfd` has kept.",
+        arguments: &[FD_NAME],
+        legal: ANY,
+        run: |_, arguments| {
+            let closed = descriptor::close(arguments.text("fdname"));
+            done(closed.map_err(|error| CommandError::invalid(error.to_string())))
+        },
+    },
+    Command {
         name: "cont",
         help: "Starts the vCPUs.",
         arguments: &[],
         legal: ALIVE,
         run: |vm, _| done(vm.cont()),
+    },
+    Command {
+        name: "getfd",
+        help: "Keeps the descriptor that comes with it (SCM_RIGHTS) for an address fd:NAME.",
+        arguments: &[FD_NAME],
+        legal: ANY,
+        run: |_, _| {
+            let text = "no descriptor came with this command: send one with its bytes, as SCM_RIGHTS";
+            Err(CommandError::invalid(text))
+        },
     },
     Command {
         name: "migrate",

@@ -1,11 +1,14 @@
 //! One client of the control socket: its input, its output and its place in the negotiation. Never blocks.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use serde_json::{Map, Value, json};
+use tern_migration::channel::{Uri, descriptor};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::arguments::shortened;
 use super::framer::{Frame, Framer};
@@ -36,6 +39,8 @@ pub struct Connection {
     output: Vec<u8>,
     sent: usize,
     negotiated: bool,
+    /// The descriptor that came last, until `getfd` gives it a name.
+    passed: Option<File>,
     /// What the loop waits for now.
     interest: EventSet,
 }
@@ -53,6 +58,7 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             negotiated: false,
+            passed: None,
             interest: EventSet::IN,
         };
         connection.queue(&json!({ "QMP": { "version": commands::version(), "capabilities": [] } }));
@@ -94,9 +100,12 @@ impl Connection {
     pub fn serve(&mut self, events: EventSet, vm: &mut dyn Operations) -> Result<(), Gone> {
         if events.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::ERROR) {
             let mut buffer = [0; READ_BYTES];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(Gone::Closed),
-                Ok(count) => self.take(buffer.get(..count).unwrap_or_default(), vm)?,
+            match self.stream.recv_with_fd(&mut buffer).map_err(io::Error::from) {
+                Ok((0, _)) => return Err(Gone::Closed),
+                Ok((count, passed)) => {
+                    self.passed = passed.or(self.passed.take());
+                    self.take(buffer.get(..count).unwrap_or_default(), vm)?;
+                }
                 Err(error) if is_temporary(&error) => {}
                 Err(_) => return Err(Gone::Closed),
             }
@@ -143,6 +152,11 @@ impl Connection {
     ) -> Result<Value, CommandError> {
         if self.negotiated {
             tracing::debug!(name, "command");
+            if name == "getfd"
+                && let Some(file) = self.passed.take()
+            {
+                return keep(file, arguments);
+            }
             return commands::run(vm, name, arguments);
         }
         if name != "qmp_capabilities" {
@@ -183,6 +197,23 @@ impl Connection {
         }
         if self.output.len() - self.sent > OUTPUT_LIMIT_BYTES { Err(Gone::TooSlow) } else { Ok(()) }
     }
+}
+
+/// `getfd`, with its descriptor.
+fn keep(file: File, arguments: Map<String, Value>) -> Result<Value, CommandError> {
+    let name = arguments.get("fdname").and_then(Value::as_str).unwrap_or_default().to_owned();
+    commands::check_arguments("getfd", arguments)?;
+    if !matches!(format!("fd:{name}").parse(), Ok(Uri::Fd { .. }))
+        || name.starts_with(|c: char| c.is_ascii_digit())
+    {
+        let text = format!(
+            "`{}` can't be a descriptor's name: write letters, digits, `-`, `_` and `.`, no digit first",
+            shortened(&name)
+        );
+        return Err(CommandError::invalid(text));
+    }
+    descriptor::give(&name, file.into()).map_err(|error| CommandError::failed(&error))?;
+    Ok(json!({}))
 }
 
 fn is_temporary(error: &io::Error) -> bool {

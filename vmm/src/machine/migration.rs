@@ -258,7 +258,17 @@ impl Machine {
             self.awaited = Parameters::default();
             return self.has_arrived();
         }
-        tracing::warn!(error = error.text(), "no guest was received; waiting for the next");
+        // A descriptor or a command is one connection: where the next guest comes from must be said again.
+        let used_up = self.receiver.take_if(|receiver| receiver.acceptor.only_one().is_some());
+        if let (Some(receiver), None) = (&used_up, &self.config.control) {
+            let uri = receiver.acceptor.route().place().to_owned();
+            return self.end(Err(RunError::Incoming { uri, reason: error.text() }));
+        }
+        if used_up.is_some() {
+            self.config.incoming = Some(Incoming::Defer);
+        }
+        let next = if used_up.is_some() { "waiting for `migrate-incoming`" } else { "waiting for the next" };
+        tracing::warn!(error = error.text(), "no guest was received; {next}");
         self.start_anew();
     }
 

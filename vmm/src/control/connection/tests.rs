@@ -1,6 +1,6 @@
 //! A connection over a socket pair: negotiation, order, broken input, limits.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
 use proptest::prelude::*;
 
@@ -168,4 +168,26 @@ proptest! {
         let answers = fixture.send(b"\xff{\"execute\":\"query-name\"}");
         prop_assert_eq!(answers, [json!({"return": {"name": "fake"}})]);
     }
+}
+
+#[test]
+fn a_descriptor_is_kept_under_the_name_that_comes_with_it() {
+    let mut fixture = negotiated();
+    let (ours, passed) = UnixStream::pair().unwrap();
+    let command = br#"{"execute": "getfd", "arguments": {"fdname": "passed-in-a-test"}}"#;
+    fixture.client.get_ref().send_with_fd(&command[..], passed.as_raw_fd()).unwrap();
+    drop(passed);
+    fixture.connection.serve(EventSet::IN, &mut fixture.vm).unwrap();
+    assert_eq!(fixture.receive(), [json!({"return": {}})]);
+    // It is open until it is closed by its name.
+    ours.set_nonblocking(true).unwrap();
+    let open = (&ours).read(&mut [0; 1]).unwrap_err();
+    assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
+    let close = br#"{"execute": "closefd", "arguments": {"fdname": "passed-in-a-test"}}"#;
+    assert_eq!(fixture.send(close), [json!({"return": {}})]);
+    assert_eq!((&ours).read(&mut [0; 1]).unwrap(), 0);
+    let again = fixture.send(close);
+    assert!(again[0]["error"]["desc"].as_str().unwrap().contains("passed with `getfd`"), "{again:?}");
+    let alone = fixture.send(command);
+    assert!(alone[0]["error"]["desc"].as_str().unwrap().contains("as SCM_RIGHTS"), "{alone:?}");
 }
