@@ -19,6 +19,7 @@ pub(crate) mod socket;
 mod sockets;
 pub(crate) mod span;
 pub(crate) mod stream;
+pub(crate) mod throttle;
 mod uri;
 
 use std::io;

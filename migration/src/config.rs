@@ -30,6 +30,18 @@ pub struct Parameters {
     pub downtime_limit_ms: u64,
     /// Longest time from the start to the stop of the guest; 0: no limit.
     pub max_total_time_ms: u64,
+    /// Connections that memory takes.
+    pub channels: u64,
+    /// How pages are compressed; `none`, or the name of a method.
+    pub compress: &'static str,
+    /// Level of that method; 0: its default.
+    pub compress_level: u64,
+    /// Threads that compress; 0: one for each CPU, at most 8.
+    pub compress_threads: u64,
+    /// Destination: threads that decompress; 0: likewise.
+    pub decompress_threads: u64,
+    /// Memory for what the destination has, so that only changes are sent.
+    pub xbzrle_cache_bytes: u64,
     /// Files: threads that write.
     pub file_threads: u64,
     /// Files: write past the host's page cache.
@@ -44,6 +56,12 @@ impl Default for Parameters {
             max_bandwidth_bytes_per_s: 0,
             downtime_limit_ms: 0,
             max_total_time_ms: 0,
+            channels: 0,
+            compress: "",
+            compress_level: 0,
+            compress_threads: 0,
+            decompress_threads: 0,
+            xbzrle_cache_bytes: 0,
             file_threads: 0,
             direct_io: false,
             capabilities: Capabilities::default(),

@@ -42,6 +42,8 @@ impl Observer for Unobserved {
 /// The handle of one attempt. Made before it starts; good for one attempt only.
 pub struct Control {
     pub(crate) cancel: Cancel,
+    /// Ends what any thread of the attempt waits for: raised by a cancel, and when a part of it has failed.
+    pub(crate) halt: Cancel,
     pub(crate) observer: Box<dyn Observer>,
     made: Instant,
     /// When the attempt's clock started, after `made`.
@@ -56,6 +58,7 @@ impl Control {
     pub fn new(side: Side, observer: Box<dyn Observer>) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             cancel: Cancel::new()?,
+            halt: Cancel::new()?,
             observer,
             made: Instant::now(),
             started_us: AtomicU64::new(0),
@@ -70,6 +73,9 @@ impl Control {
         let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.cancel.is_cancelled();
         let accepted = self.cancel.cancel();
+        if accepted {
+            self.halt.cancel();
+        }
         if accepted && !known {
             self.observer.status(Status::Cancelling);
         }
@@ -135,11 +141,25 @@ impl Control {
         std::thread::Builder::new().name(name).spawn(run)
     }
 
-    /// Waits for `time`, or until it is cancelled.
+    /// An error if the attempt was cancelled, or a part of it has failed.
+    pub(crate) fn check(&self, state: &'static str) -> Result<(), MigrationError> {
+        if self.halt.is_cancelled() { Err(self.halted(state)) } else { Ok(()) }
+    }
+
+    /// Why it was halted.
+    pub(crate) fn halted(&self, state: &'static str) -> MigrationError {
+        if self.cancel.is_cancelled() {
+            MigrationError::Cancelled
+        } else {
+            LinkError::Halted { state }.into()
+        }
+    }
+
+    /// Waits for `time`, or until it is cancelled or halted.
     pub(crate) fn pause(&self, time: Duration) -> Result<(), MigrationError> {
-        match wait(self.cancel.as_fd(), Direction::Receive, None, time) {
+        match wait(self.halt.as_fd(), Direction::Receive, None, time) {
             Ok(Woken::TimedOut) => Ok(()),
-            Ok(_) => Err(MigrationError::Cancelled),
+            Ok(_) => Err(self.halted("waiting")),
             Err(source) => Err(LinkError::Io { state: "waiting", source }.into()),
         }
     }

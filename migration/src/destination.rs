@@ -103,6 +103,8 @@ struct Attempt<V> {
     wire: Wire,
     control: Arc<Control>,
     report: Report,
+    /// Parameter of this side.
+    decompress_threads: u64,
     committed: bool,
     published_us: u64,
     /// While memory arrives.
@@ -122,6 +124,7 @@ impl<V: DestinationVm> Attempt<V> {
             wire,
             control: Arc::clone(control),
             report,
+            decompress_threads: 0,
             committed: false,
             published_us: 0,
             live_started_us: None,
@@ -132,7 +135,7 @@ impl<V: DestinationVm> Attempt<V> {
 
     /// All phases, if the peer was met.
     fn run(mut self, met: Result<Peer, MigrationError>) -> Result<Received<V>, Box<ReceiveError<V>>> {
-        let ram = RamView::new(self.vm.ram());
+        let ram = Arc::new(RamView::new(self.vm.ram()));
         let result = met
             .and_then(|peer| Connected { attempt: &mut self, ram: &ram, peer }.agree())
             .and_then(agree::Agreed::load)
@@ -161,7 +164,7 @@ impl<V: DestinationVm> Attempt<V> {
     fn publish(&mut self) {
         self.measure_live();
         self.report.total_us = self.control.elapsed_us();
-        self.report.bytes.messages = self.wire.message_bytes;
+        self.report.bytes.messages = self.wire.message_bytes();
         self.published_us = self.report.total_us;
         let mut shown = self.report.clone();
         if let Some(round) = self.unfinished() {

@@ -116,6 +116,15 @@ pub enum MigrationError {
         /// Behind the last byte wanted.
         end_bytes: u64,
     },
+    /// A thread of this migration.
+    #[error("this migration's threads can not {action}")]
+    Thread {
+        /// What they should do.
+        action: &'static str,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
     /// The guest can't go on after a failed attempt.
     #[error("the guest could not be resumed after a failed migration ({after})")]
     Resume {
@@ -235,6 +244,43 @@ pub enum ProtocolError {
     /// State that can't be read.
     #[error("the machine's state can not be read")]
     State(#[from] StateError),
+    /// A page that can't be decoded.
+    #[error("page {page} of region {region} can not be decoded by {encoding}: {reason}")]
+    Undecodable {
+        /// Encoding's name.
+        encoding: &'static str,
+        /// Its region.
+        region: u16,
+        /// Its place in the region.
+        page: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A delta to something that this side doesn't have.
+    #[error(
+        "page {page} of region {region} came as what has changed since round {base}, and {}",
+        found.map_or("it has never come before".to_owned(), |round| format!("what is here is of round {round}"))
+    )]
+    LostBase {
+        /// Its region.
+        region: u16,
+        /// Its place in the region.
+        page: u64,
+        /// Round of the content that the source means.
+        base: u32,
+        /// Round of the content that is here.
+        found: Option<u32>,
+    },
+    /// A page that came twice in a round.
+    #[error("page {page} of region {region} came twice in round {round}")]
+    PageTwice {
+        /// Its region.
+        region: u16,
+        /// Its place in the region.
+        page: u64,
+        /// The round.
+        round: u32,
+    },
     /// A connection of another session.
     #[error("the peer answered for session {found}, expected {expected}")]
     Session {
@@ -295,6 +341,12 @@ pub enum LinkError {
         /// How long it waited.
         timeout_ms: u64,
     },
+    /// Another connection or thread of the same migration has failed.
+    #[error("{state} ended, since another part of this migration has failed")]
+    Halted {
+        /// What this side was doing.
+        state: &'static str,
+    },
     /// Any other failure.
     #[error("the connection broke while {state}")]
     Io {
@@ -318,6 +370,7 @@ impl MigrationError {
             | Self::Snapshot(_)
             | Self::Vm { .. }
             | Self::Memory { .. }
+            | Self::Thread { .. }
             | Self::Resume { .. } => Blame::Local,
             Self::NotConverging { .. } => Blame::Limit,
             Self::Cancelled => Blame::Cancelled,
@@ -337,6 +390,7 @@ impl MigrationError {
             Self::Proof { .. } => "proof",
             Self::Vm { .. } => "vm",
             Self::Memory { .. } => "guest-memory",
+            Self::Thread { .. } => "thread",
             Self::Resume { .. } => "resume",
             Self::NotConverging { .. } => "not-converging",
             Self::Cancelled => "cancelled",
@@ -376,6 +430,9 @@ impl ProtocolError {
             Self::UnknownFrame { .. } | Self::Unexpected { .. } => "unexpected-frame",
             Self::Sequence { .. } | Self::Epoch { .. } => "out-of-order",
             Self::Limit { .. } | Self::Mismatch { .. } => "out-of-bounds",
+            Self::Undecodable { .. } => "undecodable-page",
+            Self::LostBase { .. } => "lost-base",
+            Self::PageTwice { .. } => "out-of-order",
         }
     }
 }
@@ -389,6 +446,7 @@ impl LinkError {
             Self::UsedUp { .. } => "used-up",
             Self::Closed { .. } => "link-closed",
             Self::Stalled { .. } => "link-stalled",
+            Self::Halted { .. } => "halted",
             Self::Io { .. } => "link-broken",
         }
     }

@@ -2,26 +2,28 @@
 //! looks on the wire.
 
 mod batch;
-#[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
 mod cache;
-#[cfg_attr(not(test), expect(dead_code, reason = "the encoder that uses it comes with the page pipeline"))]
 pub(crate) mod compress;
+mod decoder;
 mod encode;
+mod encoder;
 mod guest;
+pub(crate) mod job;
+pub(crate) mod pool;
 pub(crate) mod proof;
 mod receive;
-mod send;
-#[cfg_attr(
-    not(any(test, feature = "fuzz")),
-    expect(dead_code, reason = "the encoder that uses it comes with the page pipeline")
-)]
 pub(crate) mod xbzrle;
 mod zero;
 
 pub(crate) use batch::{BATCH_PAGES_MAX, Batch, PageRecord, RECORD_BYTES};
-pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, Encoding, EncodingInfo, encoding_names};
+pub(crate) use cache::PageCache;
+pub(crate) use decoder::{Coded, Decoder};
+pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, ENCODINGS_PLAIN, Encoding, EncodingInfo, encoding_names};
+pub(crate) use encoder::{Encoder, Outgoing};
 pub(crate) use guest::RamView;
-pub(crate) use receive::PageReceiver;
-pub(crate) use send::{CHUNK_PAGES, PageSender};
+pub(crate) use receive::{Decoding, Incoming, PageReceiver, PageRounds};
 #[doc(hidden)]
 pub use zero::is_zero_slice;
+
+/// Pages whose dirty bits are cleared at once, just before they are read. A multiple of 64.
+pub(crate) const CHUNK_PAGES: u64 = 2048;

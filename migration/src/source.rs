@@ -18,12 +18,12 @@ mod agree;
 pub(crate) mod carrier;
 mod check;
 mod commit;
+mod lanes;
 mod link;
 mod rounds;
 
 use std::sync::Arc;
 
-use crate::channel::pacer::Pacer;
 use crate::channel::{Address, Connection, Connector, Route, Uri};
 use crate::config::LiveParameters;
 use crate::control::Control;
@@ -83,7 +83,7 @@ pub fn migrate_to<V: SourceVm>(
     if let Uri::File { path } = uri {
         let route = Route::new(uri);
         return set_out(vm, route.clone(), live, control, || {
-            Ok((Box::new(SaveFile::create(path, &live.get(), control)?), route))
+            Ok((Box::new(SaveFile::create(path, live, control)?), route))
         });
     }
     let connector: Arc<dyn Connector> = Arc::new(Address::new(uri));
@@ -100,7 +100,7 @@ pub fn migrate_by<V: SourceVm>(
     set_out(vm, connector.route(), live, control, || {
         let connection = connector.connect(control)?;
         let route = connection.route.clone();
-        Ok((Box::new(Link::new(connection, control)), route))
+        Ok((Box::new(Link::new(connection, live, control)), route))
     })
 }
 
@@ -136,7 +136,7 @@ pub fn migrate<V: SourceVm>(
     control: &Arc<Control>,
 ) -> SourceEnd<V> {
     let route = connection.route.clone();
-    carry(vm, Box::new(Link::new(connection, control)), route, live, control)
+    carry(vm, Box::new(Link::new(connection, live, control)), route, live, control)
 }
 
 /// All phases.
@@ -174,8 +174,10 @@ struct Attempt<'a, V> {
     control: Arc<Control>,
     report: Report,
     undo: Undo,
-    pacer: Pacer,
+    /// What the link carries.
     meter: LinkMeter,
+    /// How much memory is moved while threads are at it, encoding included.
+    flow: LinkMeter,
     round_trip_us: u64,
     published_us: u64,
     /// While the guest runs and memory moves.
@@ -203,8 +205,8 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
             control: Arc::clone(control),
             report,
             undo: Undo::default(),
-            pacer: Pacer::new(live.get().max_bandwidth_bytes_per_s, now_us),
             meter: LinkMeter::new(),
+            flow: LinkMeter::new(),
             round_trip_us: 0,
             published_us: now_us,
             live_started_us: None,
@@ -226,6 +228,25 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
 
     fn begin_round(&mut self) -> u64 {
         *self.round_started_us.insert(self.control.now_us())
+    }
+
+    /// What has been sent since the last time, into the report.
+    fn note_moved(&mut self, live: bool) {
+        let moved = self.carrier.take_moved();
+        self.meter.add(moved.bytes(), moved.sending_us);
+        self.flow.add(moved.page_bytes(), moved.working_us);
+        self.now.add(&moved);
+        self.report.add_moved(&moved);
+        self.now_here(moved.pages());
+        if let (Some(hashed), Some(noted)) = (self.carrier.hashed(), &mut self.report.proof) {
+            let before = std::mem::replace(&mut noted.hash_us, hashed.spent_us);
+            noted.stopped_hash_us += if live { 0 } else { hashed.spent_us.saturating_sub(before) };
+        }
+    }
+
+    /// Memory that can be moved in a second.
+    fn bytes_per_s(&self) -> u64 {
+        if self.carrier.threads() > 0 { self.flow.bytes_per_s() } else { self.meter.bytes_per_s() }
     }
 
     /// `pages` of those that were still to be sent are done.
@@ -251,6 +272,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         self.measure_live();
         self.report.total_us = self.control.elapsed_us();
         self.report.bytes.messages = self.carrier.message_bytes();
+        self.report.xbzrle = self.carrier.deltas();
         self.report.link_bytes_per_s = self.meter.measured_bytes_per_s();
         self.published_us = self.report.total_us;
         let mut shown = self.report.clone();

@@ -12,6 +12,8 @@ use crate::channel::Route;
 use crate::config::{Capabilities, Parameters};
 use crate::error::{Blame, MigrationError};
 use crate::pager::PagerReport;
+use crate::ram::job::Moved;
+use crate::ram::{ENCODINGS, Encoding};
 
 /// Most rounds that a report keeps; behind it the oldest but the first is forgotten.
 pub const ROUNDS_KEPT: usize = 512;
@@ -136,6 +138,12 @@ pub struct Report {
     pub remaining_bytes: Option<u64>,
     /// Pages sent by this side, or received.
     pub pages: Pages,
+    /// The same by encoding, those that were used.
+    pub encodings: Vec<EncodingCount>,
+    /// The same by connection, in the order of their numbers; empty before memory moves.
+    pub channels: Vec<ChannelCount>,
+    /// Source: what the cache for deltas does; none where they were not agreed.
+    pub xbzrle: Option<XbzrleReport>,
     /// Bytes on the wire by kind.
     pub bytes: Bytes,
     /// One entry a round; the last is the one with the guest stopped.
@@ -180,14 +188,23 @@ pub struct Pages {
     pub raw: u64,
     /// Found to be zero and sent as a mark.
     pub zero: u64,
+    /// Sent compressed, or as what has changed in them.
+    pub encoded: u64,
     /// Never touched by anyone, and neither read nor sent. The destination is told at the end of a round.
     pub untouched: Option<u64>,
 }
 
 impl Pages {
+    fn of(moved: &Moved) -> Self {
+        let pages =
+            |encoding: Encoding| moved.encodings.get(encoding as usize).map_or(0, |count| count.pages);
+        let (raw, zero) = (pages(Encoding::Raw), pages(Encoding::Zero));
+        Self { raw, zero, encoded: moved.pages() - raw - zero, untouched: None }
+    }
+
     /// Pages that have a record on the wire.
     pub fn sent(self) -> u64 {
-        self.raw + self.zero
+        self.raw + self.zero + self.encoded
     }
 }
 
@@ -224,6 +241,8 @@ pub struct Round {
     pub pages_raw: u64,
     /// Pages sent as zero.
     pub pages_zero: u64,
+    /// Pages sent compressed, or as what has changed in them.
+    pub pages_encoded: u64,
     /// Pages never touched, round 0 only.
     pub pages_untouched: Option<u64>,
     /// Pages found dirty at its end; none for the stopped one. The destination is told a round later.
@@ -234,6 +253,56 @@ pub struct Round {
     pub duration_us: u64,
     /// Pages dirtied a second while it ran; known as `pages_dirty_at_end` is.
     pub dirty_pages_per_s: Option<u64>,
+}
+
+impl Round {
+    /// Pages that have a record on the wire.
+    pub fn pages(&self) -> u64 {
+        self.pages_raw + self.pages_zero + self.pages_encoded
+    }
+
+    pub(crate) fn add(&mut self, moved: &Moved) {
+        let Pages { raw, zero, encoded, .. } = Pages::of(moved);
+        self.pages_raw += raw;
+        self.pages_zero += zero;
+        self.pages_encoded += encoded;
+        self.wire_bytes += moved.bytes();
+    }
+}
+
+/// Pages in one encoding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EncodingCount {
+    /// Its name.
+    pub name: &'static str,
+    /// Pages sent so, or received.
+    pub pages: u64,
+    /// Their bytes on the wire, records included.
+    pub bytes: u64,
+}
+
+/// What has become of pages where only their changes could be sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct XbzrleReport {
+    /// Pages whose former content was still known.
+    pub hits: u64,
+    /// Pages whose former content was not.
+    pub misses: u64,
+    /// Of the misses: another page's content was forgotten for it.
+    pub evictions: u64,
+    /// Of the misses: not kept, since all others are in use.
+    pub refusals: u64,
+    /// Of the hits: sent whole, since too much had changed.
+    pub overflows: u64,
+}
+
+/// Pages of one connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ChannelCount {
+    /// Pages sent over it, or received.
+    pub pages: u64,
+    /// Their bytes on the wire, records included.
+    pub bytes: u64,
 }
 
 /// The stop of the guest. What only one side can measure, the other is told, or has none.
@@ -335,6 +404,9 @@ impl Report {
             memory_bytes: 0,
             remaining_bytes: None,
             pages: Pages::default(),
+            encodings: Vec::new(),
+            channels: Vec::new(),
+            xbzrle: None,
             bytes: Bytes::default(),
             rounds: Vec::with_capacity(ROUNDS_KEPT),
             rounds_forgotten: 0,
@@ -363,6 +435,33 @@ impl Report {
         self.max_bandwidth_bytes_per_s = Some(parameters.max_bandwidth_bytes_per_s);
         self.max_total_time_ms = Some(parameters.max_total_time_ms);
         self.capabilities = Some(parameters.capabilities);
+    }
+
+    /// Takes in what has moved.
+    pub(crate) fn add_moved(&mut self, moved: &Moved) {
+        let Pages { raw, zero, encoded, .. } = Pages::of(moved);
+        self.pages.raw += raw;
+        self.pages.zero += zero;
+        self.pages.encoded += encoded;
+        self.bytes.page_data += moved.data_bytes;
+        self.bytes.page_records += moved.record_bytes;
+        for (row, count) in ENCODINGS.iter().zip(&moved.encodings).filter(|(_, count)| count.pages > 0) {
+            match self.encodings.iter_mut().find(|known| known.name == row.name) {
+                Some(known) => {
+                    (known.pages, known.bytes) = (known.pages + count.pages, known.bytes + count.bytes)
+                }
+                None => {
+                    let (name, pages, bytes) = (row.name, count.pages, count.bytes);
+                    self.encodings.push(EncodingCount { name, pages, bytes });
+                }
+            }
+        }
+        if self.channels.len() < moved.channels.len() {
+            self.channels.resize(moved.channels.len(), ChannelCount::default());
+        }
+        for (known, count) in self.channels.iter_mut().zip(&moved.channels) {
+            (known.pages, known.bytes) = (known.pages + count.pages, known.bytes + count.bytes);
+        }
     }
 
     /// Adds a round; forgets the oldest but the first when there are too many.
@@ -403,6 +502,7 @@ mod tests {
             "strangers",
             "raw",
             "zero",
+            "encoded",
             "untouched",
             "round",
             "bytes",

@@ -8,6 +8,8 @@ mod handshake;
 mod message;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tern_schema::{Record, Writer, decode_record};
@@ -33,6 +35,23 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Buffers that are used while the guest is stopped have this size from the start.
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// What all connections of a migration have moved.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Bytes of all frames both ways, without page records, page data and state.
+    message_bytes: AtomicU64,
+    /// Rises whenever something moves.
+    moves: AtomicU64,
+}
+
+/// A bandwidth limit.
+pub(crate) struct Limit<'l> {
+    /// Most bytes that may go at once.
+    pub(crate) piece_bytes: usize,
+    /// Waits until so many bytes may go.
+    pub(crate) pass: &'l dyn Fn(u64) -> Result<(), MigrationError>,
+}
+
 /// One connection of a migration.
 pub(crate) struct Wire {
     stream: Box<dyn Stream>,
@@ -51,8 +70,7 @@ pub(crate) struct Wire {
     /// The peer knows what this is: frames mean something to it.
     introduced: bool,
     cut_receiving: bool,
-    /// Bytes of all frames both ways, without page records, page data and state.
-    pub(crate) message_bytes: u64,
+    traffic: Arc<Traffic>,
     out: Vec<u8>,
     payload: Vec<u8>,
 }
@@ -72,10 +90,25 @@ impl Wire {
             cut_sending: false,
             introduced: false,
             cut_receiving: false,
-            message_bytes: 0,
+            traffic: Arc::default(),
             out: Vec::with_capacity(BUFFER_BYTES),
             payload: Vec::with_capacity(BUFFER_BYTES),
         }
+    }
+
+    /// From here on it is a further connection of the migration that `first` is the first one of: while anything moves on
+    /// one of them, none has stalled.
+    pub(crate) fn belong_to(&mut self, first: &Self) {
+        (self.epoch, self.traffic) = (first.epoch, Arc::clone(&first.traffic));
+    }
+
+    /// Bytes of all frames both ways and on all connections, without page records, page data and state.
+    pub(crate) fn message_bytes(&self) -> u64 {
+        self.traffic.message_bytes.load(Relaxed)
+    }
+
+    fn count(&self, message_bytes: usize) {
+        self.traffic.message_bytes.fetch_add(message_bytes as u64, Relaxed);
     }
 
     /// What the last frame held; of a batch of pages its records.
@@ -97,7 +130,7 @@ impl Wire {
 
     /// Sends the eight bytes that say what this is.
     pub(crate) fn send_magic(&mut self) -> Result<(), MigrationError> {
-        self.message_bytes += MAGIC.len() as u64;
+        self.count(MAGIC.len());
         self.send_spans(&mut [OutSpan::bytes(&MAGIC)], false, "introducing itself")?;
         self.introduced = true;
         Ok(())
@@ -107,7 +140,7 @@ impl Wire {
     pub(crate) fn receive_magic(&mut self) -> Result<(), MigrationError> {
         let mut first = [0; MAGIC.len()];
         self.receive_spans(&mut [InSpan::buffer(&mut first)], "waiting for the peer to introduce itself")?;
-        self.message_bytes += MAGIC.len() as u64;
+        self.count(MAGIC.len());
         if first != MAGIC {
             let first_bytes = format!("\"{}\"", first.escape_ascii());
             return Err(ProtocolError::NotTern { first_bytes }.into());
@@ -146,13 +179,17 @@ impl Wire {
         });
         self.out = out;
         if let Ok(bytes) = result {
-            self.message_bytes += if frame == FrameType::State { HEADER_BYTES as u64 } else { bytes };
+            self.count(if frame == FrameType::State { HEADER_BYTES } else { bytes as usize });
         }
         result
     }
 
-    /// Sends a batch of pages: its records, then its data.
-    pub(crate) fn send_pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError> {
+    /// Sends a batch of pages: its records, then its data; under a limit piece by piece.
+    pub(crate) fn send_pages(
+        &mut self,
+        batch: &mut Batch<'_>,
+        limit: Option<&Limit<'_>>,
+    ) -> Result<(), MigrationError> {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
         out.resize(HEADER_BYTES, 0);
@@ -160,7 +197,7 @@ impl Wire {
         let length = out.len() - HEADER_BYTES + batch.data_bytes;
         let result = self
             .seal(FrameType::Pages, 0, &mut out, length)
-            .and_then(|()| self.send_records_and_data(&out, batch.data));
+            .and_then(|()| self.send_records_and_data(&out, &mut batch.data, limit));
         self.out = out;
         result
     }
@@ -169,13 +206,38 @@ impl Wire {
         &mut self,
         records: &[u8],
         data: &mut [OutSpan<'_>],
+        limit: Option<&Limit<'_>>,
     ) -> Result<(), MigrationError> {
         const STATE: &str = "sending memory";
-        self.message_bytes += HEADER_BYTES as u64;
+        self.count(HEADER_BYTES);
+        if let Some(limit) = limit {
+            (limit.pass)(records.len() as u64)?;
+        }
         self.send_spans(&mut [OutSpan::bytes(records)], !data.is_empty(), STATE)?;
         self.cut_sending = !data.is_empty();
-        self.send_spans(data, false, STATE)?;
+        match limit {
+            Some(limit) => self.send_in_pieces(data, limit, STATE)?,
+            None => self.send_spans(data, false, STATE)?,
+        }
         self.frame_sent();
+        Ok(())
+    }
+
+    fn send_in_pieces(
+        &mut self,
+        data: &[OutSpan<'_>],
+        limit: &Limit<'_>,
+        state: &'static str,
+    ) -> Result<(), MigrationError> {
+        for span in data {
+            for piece in span.pieces(limit.piece_bytes) {
+                (limit.pass)(piece.len() as u64)?;
+                self.send_spans(&mut [piece], false, state)?;
+                // The frame isn't over.
+                self.cut_sending = true;
+            }
+        }
+        self.cut_sending = false;
         Ok(())
     }
 
@@ -231,10 +293,10 @@ impl Wire {
         }
         self.received_frames = due.wrapping_add(1);
         self.cut_receiving = header.head != header.length;
-        self.message_bytes += match header.frame {
-            FrameType::State | FrameType::Pages => HEADER_BYTES as u64,
-            _ => HEADER_BYTES as u64 + u64::from(header.length),
-        };
+        self.count(match header.frame {
+            FrameType::State | FrameType::Pages => HEADER_BYTES,
+            _ => HEADER_BYTES + header.length as usize,
+        });
         Ok(header)
     }
 
@@ -315,10 +377,11 @@ impl Wire {
         state: &'static str,
     ) -> Result<(), MigrationError> {
         while spans.iter().any(|span| span.len() > 0) {
-            self.check_cancel()?;
+            self.check_cancel(state)?;
             match self.stream.send(spans, more) {
                 Ok(done) => {
                     self.cut_sending = true;
+                    self.moved();
                     let empty = OutSpan::advance(spans, done);
                     spans = spans.get_mut(empty..).unwrap_or_default();
                 }
@@ -326,7 +389,7 @@ impl Wire {
             }
         }
         while !more && let Err(error) = self.stream.flush() {
-            self.check_cancel()?;
+            self.check_cancel(state)?;
             self.wait_for(Direction::Send, error, state)?;
         }
         self.cut_sending = false;
@@ -339,10 +402,11 @@ impl Wire {
         state: &'static str,
     ) -> Result<(), MigrationError> {
         while spans.iter().any(|span| span.len() > 0) {
-            self.check_cancel()?;
+            self.check_cancel(state)?;
             match self.stream.receive(spans) {
                 Ok(0) => return Err(LinkError::Closed { state }.into()),
                 Ok(done) => {
+                    self.moved();
                     let empty = InSpan::advance(spans, done);
                     spans = spans.get_mut(empty..).unwrap_or_default();
                 }
@@ -352,11 +416,12 @@ impl Wire {
         Ok(())
     }
 
-    fn check_cancel(&self) -> Result<(), MigrationError> {
-        if self.cancellable && self.control.cancel.is_cancelled() {
-            return Err(MigrationError::Cancelled);
-        }
-        Ok(())
+    fn check_cancel(&self, state: &'static str) -> Result<(), MigrationError> {
+        if self.cancellable { self.control.check(state) } else { Ok(()) }
+    }
+
+    fn moved(&self) {
+        self.traffic.moves.fetch_add(1, Relaxed);
     }
 
     fn wait_for(
@@ -368,13 +433,16 @@ impl Wire {
         if error.kind() != std::io::ErrorKind::WouldBlock {
             return Err(LinkError::Io { state, source: error }.into());
         }
-        let cancel = self.cancellable.then_some(&self.control.cancel);
+        let moves = self.traffic.moves.load(Relaxed);
+        let cancel = self.cancellable.then_some(&self.control.halt);
         let now_us = self.control.now_us();
         let left = self.deadline_us.map(|deadline| Duration::from_micros(deadline.saturating_sub(now_us)));
         let timeout = left.map_or(self.timeout, |left| left.min(self.timeout));
         match self.stream.wait(direction, cancel, timeout) {
             Ok(Woken::Ready) => Ok(()),
-            Ok(Woken::Cancelled) => Err(MigrationError::Cancelled),
+            Ok(Woken::Cancelled) => Err(self.control.halted(state)),
+            // Others do move, and no time is over.
+            Ok(Woken::TimedOut) if left.is_none() && self.traffic.moves.load(Relaxed) != moves => Ok(()),
             Ok(Woken::TimedOut) => {
                 let timeout_ms = timeout.as_millis() as u64;
                 Err(LinkError::Stalled { state, timeout_ms }.into())

@@ -44,12 +44,10 @@ impl Pacer {
         }
     }
 
-    /// Most pages of one batch, so that a single one is under 1 % of a second.
-    pub(crate) fn batch_pages(&self, most: usize) -> usize {
-        match self.rate_bytes_per_s {
-            0 => most,
-            rate => usize::try_from(rate / 128 / crate::vm::PAGE_BYTES).unwrap_or(most).clamp(1, most),
-        }
+    /// Most bytes that may go at once at this rate, so that they are under 1 % of a second; none: there is no limit.
+    pub(crate) fn piece_bytes(rate_bytes_per_s: u64) -> Option<usize> {
+        let piece = rate_bytes_per_s / 128;
+        (rate_bytes_per_s > 0).then(|| usize::try_from(piece).unwrap_or(usize::MAX).max(1))
     }
 }
 
@@ -67,7 +65,7 @@ mod tests {
                 now += wait + late_us;
                 continue;
             }
-            let bytes = pacer.batch_pages(256) as u64 * 4112;
+            let bytes = Pacer::piece_bytes(pacer.rate_bytes_per_s).unwrap_or(1 << 20).min(1 << 20) as u64;
             pacer.sent(bytes);
             sent.push((now, bytes));
         }

@@ -79,6 +79,17 @@ macro_rules! span {
 span!(OutSpan);
 span!(InSpan);
 
+impl<'a> OutSpan<'a> {
+    /// Itself in pieces of so many bytes, the last one shorter.
+    pub(crate) fn pieces(&self, bytes: usize) -> impl Iterator<Item = OutSpan<'a>> + use<'a> {
+        let (base, all) = (self.0.iov_base, self.0.iov_len);
+        (0..all).step_by(bytes.max(1)).map(move |start| {
+            let iov_base = base.cast::<u8>().wrapping_add(start).cast();
+            Self(libc::iovec { iov_base, iov_len: bytes.max(1).min(all - start) }, PhantomData)
+        })
+    }
+}
+
 impl InSpan<'_> {
     pub(crate) fn address(&self) -> *mut u8 {
         self.0.iov_base.cast()
@@ -99,5 +110,6 @@ mod tests {
         assert_eq!(spans.iter().map(OutSpan::len).sum::<usize>(), 5);
         let (mut one, two) = (OutSpan::bytes(&bytes[..4]), OutSpan::bytes(&bytes[4..]));
         assert!(one.join(&two) && one.len() == 10 && !one.join(&two));
+        assert_eq!(one.pieces(4).map(|piece| piece.len()).collect::<Vec<_>>(), [4, 4, 2]);
     }
 }

@@ -14,6 +14,8 @@ pub struct Capabilities {
     pub keep_running: bool,
     /// Prove at the switch that the destination has what the source had.
     pub verify: bool,
+    /// Send only what has changed in a page that was sent before.
+    pub xbzrle: bool,
 }
 
 /// One row of the table of capabilities.
@@ -57,11 +59,19 @@ pub const CAPABILITIES: &[Capability] = &[
         get: |c| c.verify,
         set: |c, value| c.verify = value,
     },
+    Capability {
+        name: "xbzrle",
+        default: false,
+        meaning: "Source: of a page that was sent before, send what has changed if that is known and shorter.",
+        files_only: false,
+        get: |c| c.xbzrle,
+        set: |c, value| c.xbzrle = value,
+    },
 ];
 
 impl Default for Capabilities {
     fn default() -> Self {
-        let mut all = Self { events: false, keep_running: false, verify: false };
+        let mut all = Self { events: false, keep_running: false, verify: false, xbzrle: false };
         CAPABILITIES.iter().for_each(|row| (row.set)(&mut all, row.default));
         all
     }

@@ -1,21 +1,22 @@
 //! The parameters of a migration that runs.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
 use super::{ConfigError, PARAMETERS, Parameters};
 
 /// The parameters of a migration that runs: others may change them, the migration reads them.
-#[derive(Debug, Default)]
+/// A copy is a handle on the same.
+#[derive(Debug, Clone, Default)]
 pub struct LiveParameters {
-    now: Mutex<Parameters>,
+    now: Arc<Mutex<Parameters>>,
 }
 
 impl LiveParameters {
     /// Starts with a copy.
     pub fn new(parameters: Parameters) -> Self {
-        Self { now: Mutex::new(parameters) }
+        Self { now: Arc::new(Mutex::new(parameters)) }
     }
 
     /// As they are now.

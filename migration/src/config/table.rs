@@ -8,6 +8,9 @@ use super::Parameters;
 use super::capability::{CAPABILITIES, Capability};
 use super::parameter::{Kind, Parameter, Place, Scope};
 
+/// What `compress` may be.
+const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib"];
+
 /// All parameters.
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::number("max-bandwidth", "bytes/s", 262_144..=1 << 50, 0, |p| &mut p.max_bandwidth_bytes_per_s)
@@ -18,6 +21,28 @@ pub const PARAMETERS: &[Parameter] = &[
     Parameter::number("max-total-time", "ms", 1..=u32::MAX as u64, 0, |p| &mut p.max_total_time_ms)
         .zero_is("none")
         .means("Longest time before the guest is stopped; then the migration fails and the guest runs on."),
+    Parameter::number("channels", "connections", 1..=64, 1, |p| &mut p.channels)
+        .fixed()
+        .means("Connections that memory takes at the same time."),
+    Parameter::choice("compress", COMPRESS, |p| &mut p.compress)
+        .fixed()
+        .means("How pages are compressed, up to 16 together."),
+    Parameter::number("compress-level", "level", 1..=19, 0, |p| &mut p.compress_level)
+        .zero_is("the method's default")
+        .fixed()
+        .means("Level of the compression; a method takes the nearest that it has: zlib has 1 to 9, zstd 1 to 19, lz4 one."),
+    Parameter::number("compress-threads", "threads", 1..=64, 0, |p| &mut p.compress_threads)
+        .zero_is("one a CPU, at most 8")
+        .fixed()
+        .means("Threads that compress; as many as there are channels if those are more."),
+    Parameter::number("decompress-threads", "threads", 1..=64, 0, |p| &mut p.decompress_threads)
+        .zero_is("one a CPU, at most 8")
+        .of(Scope::Destination)
+        .fixed()
+        .means("Threads that decode what is compressed or a delta."),
+    Parameter::number("xbzrle-cache-size", "bytes", 1 << 20..=1 << 50, 64 << 20, |p| &mut p.xbzrle_cache_bytes)
+        .fixed()
+        .means("Memory for what the destination has, with which xbzrle finds out what has changed."),
     Parameter::number("file-threads", "threads", 1..=16, 4, |p| &mut p.file_threads)
         .of(Scope::Files)
         .fixed()
@@ -48,7 +73,6 @@ impl Parameter {
         Self::row(name, Kind::Switch { default }, Place::Switch(place))
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the first such parameter is about to come"))]
     pub(super) const fn choice(
         name: &'static str,
         names: &'static [&'static str],

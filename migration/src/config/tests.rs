@@ -10,6 +10,7 @@ fn object(text: &str) -> Map<String, Value> {
 fn other(row: &Parameter) -> Setting {
     match &row.kind {
         Kind::Number { range, .. } if range.contains(&300_000) => Setting::Number(300_000),
+        Kind::Number { range, default, .. } if range.start() == default => Setting::Number(*range.end()),
         Kind::Number { range, .. } => Setting::Number(*range.start()),
         Kind::Switch { default } => Setting::Switch(!default),
         Kind::Choice { names } => Setting::Choice(names[1]),

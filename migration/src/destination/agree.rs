@@ -1,5 +1,7 @@
 //! Does the source's guest fit?
 
+use std::sync::Arc;
+
 use tern_schema::ChosenVersion;
 
 use super::Attempt;
@@ -15,14 +17,15 @@ use crate::wire::{Agreed as AgreedMessage, Compared, FrameType, Offer, Peer, com
 /// The source has introduced itself.
 pub(super) struct Connected<'s, V> {
     pub(super) attempt: &'s mut Attempt<V>,
-    pub(super) ram: &'s RamView,
+    pub(super) ram: &'s Arc<RamView>,
     pub(super) peer: Peer,
 }
 
 /// The guest will be taken.
 pub(super) struct Agreed<'s, V> {
     attempt: &'s mut Attempt<V>,
-    ram: &'s RamView,
+    ram: &'s Arc<RamView>,
+    encodings: u64,
 }
 
 impl<'s, V: DestinationVm> Connected<'s, V> {
@@ -41,7 +44,7 @@ impl<'s, V: DestinationVm> Connected<'s, V> {
         attempt.report.proof = hashes.then(Proof::default);
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
         attempt.report.setup_us = attempt.control.elapsed_us();
-        Ok(Agreed { attempt, ram })
+        Ok(Agreed { attempt, ram, encodings: agreed.encodings })
     }
 }
 
@@ -94,8 +97,8 @@ pub(super) fn check<V: DestinationVm>(
 
 impl<'s, V: DestinationVm> Agreed<'s, V> {
     pub(super) fn load(self) -> Result<Prepared<'s, V>, MigrationError> {
-        let Self { attempt, ram } = self;
+        let Self { attempt, ram, encodings } = self;
         attempt.set_status(Status::Active);
-        Loading::new(attempt, ram).run()
+        Loading::new(attempt, ram, encodings)?.run()
     }
 }

@@ -1,11 +1,16 @@
 //! Memory, state, and the moment from which the guest is this side's.
 
+use std::sync::Arc;
+
 use tern_schema::StateSet;
 
 use super::{Attempt, vm_failed};
 use crate::error::{MigrationError, ProtocolError};
 use crate::policy::link::rate;
-use crate::ram::{PageReceiver, RamView};
+use crate::ram::job::Tally;
+use crate::ram::pool::{Pool, Worker, worker_threads};
+use crate::ram::proof::MemoryProof;
+use crate::ram::{Coded, Decoder, Decoding, ENCODINGS_PLAIN, Incoming, PageReceiver, PageRounds, RamView};
 use crate::stats::{Downtime, Round};
 use crate::vm::DestinationVm;
 use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running};
@@ -13,7 +18,10 @@ use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, 
 /// Memory arrives.
 pub(super) struct Loading<'s, V> {
     attempt: &'s mut Attempt<V>,
-    pages: PageReceiver<'s>,
+    shared: Arc<Incoming>,
+    pages: PageReceiver,
+    /// Threads that decode; none: who receives does.
+    decoders: Option<Arc<Pool<Coded, MigrationError>>>,
     /// What the source says of the state that follows.
     state_proof: Option<u64>,
 }
@@ -26,11 +34,24 @@ pub(super) struct Prepared<'s, V> {
 }
 
 impl<'s, V: DestinationVm> Loading<'s, V> {
-    pub(super) fn new(attempt: &'s mut Attempt<V>, ram: &'s RamView) -> Self {
+    pub(super) fn new(
+        attempt: &'s mut Attempt<V>,
+        ram: &Arc<RamView>,
+        encodings: u64,
+    ) -> Result<Self, MigrationError> {
         let started_us = Some(attempt.control.now_us());
         (attempt.live_started_us, attempt.round_started_us) = (started_us, started_us);
-        let hashes = attempt.report.proof.is_some();
-        Self { attempt, pages: PageReceiver::new(ram, hashes), state_proof: None }
+        let shared = Arc::new(Incoming {
+            proof: attempt.report.proof.is_some().then(|| MemoryProof::new(ram.region_pages())),
+            rounds: (encodings != ENCODINGS_PLAIN).then(|| PageRounds::new(ram)),
+            encodings,
+            tally: Tally::new(1, &attempt.control),
+            ram: Arc::clone(ram),
+        });
+        let decoders = decoders(&shared, attempt)?;
+        let decoding = decoding(&shared, decoders.as_ref())?;
+        let pages = PageReceiver::new(&shared, 0, decoding);
+        Ok(Self { attempt, shared, pages, decoders, state_proof: None })
     }
 
     /// All rounds, then the state.
@@ -40,15 +61,8 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
             let header = self.attempt.wire.receive(STATE)?;
             match header.frame {
                 FrameType::Pages => {
-                    let (pages, bytes) = self.pages.receive(&header, &mut self.attempt.wire)?;
-                    self.attempt.now.pages_raw += pages.raw;
-                    self.attempt.now.pages_zero += pages.zero;
-                    self.attempt.now.wire_bytes += bytes.total();
-                    let report = &mut self.attempt.report;
-                    report.pages.raw += pages.raw;
-                    report.pages.zero += pages.zero;
-                    report.bytes.page_data += bytes.page_data;
-                    report.bytes.page_records += bytes.page_records;
+                    self.pages.receive(&header, &mut self.attempt.wire)?;
+                    self.note_moved();
                     self.attempt.publish_if_old();
                 }
                 FrameType::RoundEnd => {
@@ -62,10 +76,21 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         }
     }
 
+    /// What has come since the last time, into the report.
+    fn note_moved(&mut self) {
+        let moved = self.shared.tally.take();
+        self.attempt.now.add(&moved);
+        self.attempt.report.add_moved(&moved);
+    }
+
     fn end_round(&mut self) -> Result<bool, MigrationError> {
         let told: RoundEnd = self.attempt.wire.message(FrameType::RoundEnd)?;
         let RoundEnd { pages, last, .. } = told;
-        let received = self.attempt.now.pages_raw + self.attempt.now.pages_zero;
+        if let Some(decoders) = &self.decoders {
+            decoders.wait()?;
+        }
+        self.note_moved();
+        let received = self.attempt.now.pages();
         if pages != received {
             let (frame, field) = ("round-end", "number of pages");
             return Err(ProtocolError::Mismatch { frame, field, found: pages, expected: received }.into());
@@ -83,7 +108,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         self.attempt.measure_live();
         self.attempt.now = Round { round: self.attempt.now.round.wrapping_add(1), ..Round::default() };
         self.attempt.round_started_us = (!last).then(|| self.attempt.control.now_us());
-        if let (Some(proof), Some(noted)) = (&self.pages.proof, &mut self.attempt.report.proof) {
+        if let (Some(proof), Some(noted)) = (&self.shared.proof, &mut self.attempt.report.proof) {
             noted.hash_us = proof.spent_us();
         }
         if last {
@@ -96,7 +121,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
 
     /// Is memory here what it is at the source?
     fn compare_memory(&mut self, told: &RoundEnd) -> Result<(), MigrationError> {
-        let (Some(proof), Some(noted)) = (&self.pages.proof, &mut self.attempt.report.proof) else {
+        let (Some(proof), Some(noted)) = (&self.shared.proof, &mut self.attempt.report.proof) else {
             return Ok(());
         };
         let (Some(memory), Some(_)) = (told.memory_proof, told.state_proof) else {
@@ -113,7 +138,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
     /// Is the state that has come what the source sent?
     fn compare_state(&mut self) -> Result<(), MigrationError> {
         let Some(state) = self.state_proof else { return Ok(()) };
-        let (Some(proof), Some(noted)) = (&mut self.pages.proof, &mut self.attempt.report.proof) else {
+        let (Some(proof), Some(noted)) = (&self.shared.proof, &mut self.attempt.report.proof) else {
             return Ok(());
         };
         let found = proof.state(self.attempt.wire.payload());
@@ -158,6 +183,36 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         let running = header.flags & FLAG_RUNNING != 0;
         Ok(Prepared { attempt, running, downtime })
     }
+}
+
+/// Threads that decode, if something has to be decoded and the parameter says so.
+fn decoders<V>(
+    shared: &Arc<Incoming>,
+    attempt: &Attempt<V>,
+) -> Result<Option<Arc<Pool<Coded, MigrationError>>>, MigrationError> {
+    let threads = worker_threads(attempt.decompress_threads);
+    if shared.encodings == ENCODINGS_PLAIN || threads < 2 {
+        return Ok(None);
+    }
+    let all = (0..threads).map(|_| Decoder::new(shared)).collect::<Result<Vec<_>, _>>()?;
+    let mut all = all.into_iter();
+    let make = |_| -> Worker<Coded, MigrationError> {
+        let mut decoder = all.next();
+        Box::new(move |coded| decoder.as_mut().map_or(Ok(()), |decoder| decoder.decode(&coded)))
+    };
+    let pool = Pool::start(&attempt.control, "decode", threads, make);
+    let pool = pool.map_err(|source| MigrationError::Thread { action: "be started", source })?;
+    Ok(Some(Arc::new(pool)))
+}
+
+fn decoding(
+    shared: &Arc<Incoming>,
+    decoders: Option<&Arc<Pool<Coded, MigrationError>>>,
+) -> Result<Decoding, MigrationError> {
+    Ok(match decoders {
+        Some(pool) => Decoding::There(Arc::clone(pool)),
+        None => Decoding::Here(Box::new(Decoder::new(shared)?)),
+    })
 }
 
 fn compare(what: &'static str, source_proof: u64, destination_proof: u64) -> Result<(), MigrationError> {

@@ -28,11 +28,11 @@ pub(crate) struct PageRecord {
 
 /// Pages on their way: what each is, and the data of those that have some.
 #[derive(Debug)]
-pub(crate) struct Batch<'b, 'r> {
+pub(crate) struct Batch<'b> {
     /// Rising by region and page.
     pub(crate) records: &'b [PageRecord],
-    /// The data of all of them in their order; neighbours are joined. May be used up.
-    pub(crate) data: &'b mut [OutSpan<'r>],
+    /// The data of all of them in their order; neighbours are joined.
+    pub(crate) data: Vec<OutSpan<'b>>,
     pub(crate) data_bytes: usize,
 }
 

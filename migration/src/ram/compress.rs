@@ -11,8 +11,13 @@ mod zstd;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
+use crate::vm::PAGE_BYTES;
+
 /// Most pages of a group.
 pub(crate) const GROUP_PAGES_MAX: usize = 16;
+
+/// Most bytes of a group, before it is compressed.
+pub(crate) const GROUP_BYTES_MAX: usize = GROUP_PAGES_MAX * PAGE_BYTES as usize;
 
 /// A group is sent compressed only if that saves this part of it: less is not worth the other side's time.
 const LEAST_SAVING: usize = 8;

@@ -34,6 +34,12 @@ struct Region {
     pages: u64,
 }
 
+// SAFETY: the addresses are of a mapping that `_mapped` keeps, and what is there is only reached as memory that others
+// write at any time.
+unsafe impl Send for RamView {}
+// SAFETY: as above; two threads never write one page at once.
+unsafe impl Sync for RamView {}
+
 impl RamView {
     pub(crate) fn new(ram: &GuestRam) -> Self {
         let mapped = ram.clone();
@@ -80,6 +86,15 @@ impl RamView {
             // at a page. No Rust reference to guest memory exists.
             unsafe { to.add(index).write_unaligned(from.add(index).read_volatile()) };
         }
+        Ok(())
+    }
+
+    /// Puts a page where it belongs.
+    pub(crate) fn write(&self, region: usize, page: u64, content: &PageBytes) -> Result<(), MigrationError> {
+        let (address, len) = self.locate(region, page..page + 1)?;
+        // SAFETY: `locate` has checked the bounds, and `content` is a page of ours. No Rust reference to guest memory
+        // exists.
+        unsafe { address.copy_from_nonoverlapping(content.as_ptr(), len) };
         Ok(())
     }
 

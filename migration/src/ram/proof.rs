@@ -9,7 +9,11 @@
 //! page that was never touched is zero and costs nothing. Region and page are in the seed, so that two pages
 //! that have changed places are found.
 
-use std::time::{Duration, Instant};
+#![allow(unsafe_code, reason = "memory that is zero when it is first touched, as atomic numbers")]
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Instant;
 
 use twox_hash::XxHash3_64;
 
@@ -38,67 +42,93 @@ pub(crate) fn state_hash(bytes: &[u8]) -> u64 {
     XxHash3_64::oneshot_with_seed(0, bytes)
 }
 
-/// The hashes of all pages as one side knows them. Memory for untouched pages is never touched either.
+/// The hashes of all pages as one side knows them, for several threads: a page is one thread's at a time, and between
+/// two threads that have it is a barrier. Memory for untouched pages is never touched either.
 #[derive(Debug)]
 pub(crate) struct MemoryProof {
-    regions: Vec<Vec<u64>>,
-    sum: u64,
-    spent: Duration,
-    page: Box<PageBytes>,
+    regions: Vec<Box<[AtomicU64]>>,
+    sum: AtomicU64,
+    /// Of all threads together.
+    spent_ns: AtomicU64,
 }
 
 impl MemoryProof {
     /// All pages are zero.
     pub(crate) fn new(region_pages: impl Iterator<Item = u64>) -> Self {
-        let region = |pages| vec![0; usize::try_from(pages).unwrap_or(usize::MAX)];
-        let regions = region_pages.map(region).collect();
-        Self { regions, sum: 0, spent: Duration::ZERO, page: Box::new([0; PAGE_BYTES as usize]) }
+        let regions = region_pages.map(zeroed).collect();
+        Self { regions, sum: AtomicU64::new(0), spent_ns: AtomicU64::new(0) }
+    }
+
+    /// The page has this hash now. Returns by how much the sum changes, modulo 2^64.
+    fn replace(&self, region: u16, page: u64, hash: u64) -> u64 {
+        let place = self.regions.get(usize::from(region));
+        let place = place.and_then(|pages| pages.get(usize::try_from(page).ok()?));
+        place.map_or(0, |place| hash.wrapping_sub(place.swap(hash, Relaxed)))
     }
 
     /// The page has this hash now.
-    pub(crate) fn set(&mut self, region: u16, page: u64, hash: u64) {
-        let place = self.regions.get_mut(usize::from(region));
-        let place = place.and_then(|pages| pages.get_mut(usize::try_from(page).ok()?));
-        if let Some(place) = place {
-            self.sum = self.sum.wrapping_sub(*place).wrapping_add(hash);
-            *place = hash;
-        }
+    pub(crate) fn set(&self, region: u16, page: u64, hash: u64) {
+        self.sum.fetch_add(self.replace(region, page, hash), Relaxed);
     }
 
-    /// The pages of these records are now as they are in memory.
-    pub(crate) fn add(&mut self, ram: &RamView, records: &[PageRecord]) -> Result<(), MigrationError> {
+    /// The pages of these records are now as they are in memory; `copy` is room for one.
+    pub(crate) fn add(
+        &self,
+        ram: &RamView,
+        records: &[PageRecord],
+        copy: &mut PageBytes,
+    ) -> Result<(), MigrationError> {
         let started = Instant::now();
+        let mut change = 0u64;
         for PageRecord { region, page, encoding, .. } in records {
             let hash = match encoding {
                 Encoding::Zero => 0,
-                Encoding::Raw => {
-                    ram.read(usize::from(*region), *page, &mut self.page)?;
-                    page_hash(*region, *page, &self.page)
+                _ => {
+                    ram.read(usize::from(*region), *page, copy)?;
+                    page_hash(*region, *page, copy)
                 }
             };
-            self.set(*region, *page, hash);
+            change = change.wrapping_add(self.replace(*region, *page, hash));
         }
-        self.spent += started.elapsed();
+        self.sum.fetch_add(change, Relaxed);
+        self.spent(started);
         Ok(())
     }
 
+    /// Time since `started` went into hashing.
+    pub(crate) fn spent(&self, started: Instant) {
+        self.spent_ns.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
+    }
+
     /// Hash of the state, with its time counted here too.
-    pub(crate) fn state(&mut self, bytes: &[u8]) -> u64 {
+    pub(crate) fn state(&self, bytes: &[u8]) -> u64 {
         let started = Instant::now();
         let hash = state_hash(bytes);
-        self.spent += started.elapsed();
+        self.spent(started);
         hash
     }
 
-    /// Time that hashing has taken so far.
+    /// Time that hashing has taken so far, of all threads together.
     pub(crate) fn spent_us(&self) -> u64 {
-        self.spent.as_micros() as u64
+        self.spent_ns.load(Relaxed) / 1000
     }
 
     /// The sum over all pages.
     pub(crate) fn sum(&self) -> u64 {
-        self.sum
+        self.sum.load(Relaxed)
     }
+}
+
+/// A number that is 0 when all its bytes are.
+pub(super) trait Zeroed {}
+impl Zeroed for AtomicU32 {}
+impl Zeroed for AtomicU64 {}
+
+/// One number a page of a region, 0 at first, in memory that the system gives when it is first written.
+pub(super) fn zeroed<N: Zeroed>(pages: u64) -> Box<[N]> {
+    let slots = Box::new_zeroed_slice(usize::try_from(pages).unwrap_or(usize::MAX));
+    // SAFETY: `Zeroed` are integers without padding, of which any bytes are a value.
+    unsafe { slots.assume_init() }
 }
 
 #[cfg(test)]
@@ -132,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_page_that_does_not_exist_changes_nothing() {
-        let mut proof = MemoryProof::new([2].into_iter());
+        let proof = MemoryProof::new([2].into_iter());
         for (region, page) in [(1, 0), (0, 2), (0, u64::MAX)] {
             proof.set(region, page, 1);
         }
@@ -149,7 +179,7 @@ mod tests {
                 0 => 0,
                 fill => page_hash(region, number, &page(fill)),
             };
-            let mut proof = MemoryProof::new([8, 8].into_iter());
+            let proof = MemoryProof::new([8, 8].into_iter());
             let mut last = std::collections::BTreeMap::new();
             for (region, number, fill) in sent {
                 proof.set(region, number, hash(region, number, fill));
@@ -160,7 +190,7 @@ mod tests {
                 let by = rotated % ends.len();
                 ends.rotate_left(by);
             }
-            let mut fresh = MemoryProof::new([8, 8].into_iter());
+            let fresh = MemoryProof::new([8, 8].into_iter());
             ends.iter().for_each(|((region, number), fill)| {
                 fresh.set(*region, *number, hash(*region, *number, *fill));
             });

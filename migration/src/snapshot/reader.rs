@@ -210,7 +210,7 @@ impl<S: ReadAt> Snapshot<S> {
             let Some(entry) = run.first() else { continue };
             match entry.kind()? {
                 Encoding::Zero => bytes.as_flattened_mut().fill(0),
-                Encoding::Raw => {
+                _ => {
                     let offset = place.page_offset(start);
                     source::read_exact(&self.source, "page", offset, bytes.as_flattened_mut())?;
                     let mut pages = (start..).zip(run).zip(bytes);

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tern_schema::encode_record;
 
@@ -14,10 +14,12 @@ use super::outline::STATE_MAX_BYTES;
 use super::save_error::SaveError;
 use super::workers::{Fault, Workers};
 use super::{Description, Extent, Head, Index, Layout, SnapshotError};
-use crate::config::Parameters;
+use crate::channel::throttle::Throttle;
+use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::MigrationError;
-use crate::ram::{Batch, proof};
+use crate::ram::job::{Job, Moved};
+use crate::ram::{ENCODINGS_PLAIN, proof};
 use crate::source::carrier::{Carrier, Proposal, Terms};
 use crate::stats::{Proof, Report};
 use crate::wire::{Commit, RoundEnd};
@@ -30,6 +32,7 @@ const SYNC_BYTES: u64 = 32 << 20;
 /// A file that is being written.
 pub(crate) struct SaveFile {
     control: Arc<Control>,
+    live: LiveParameters,
     path: PathBuf,
     threads: u64,
     /// Until `agree`.
@@ -55,24 +58,36 @@ impl SaveFile {
     /// Takes the path; nothing that is there already is touched.
     pub(crate) fn create(
         path: &Path,
-        parameters: &Parameters,
+        live: &LiveParameters,
         control: &Arc<Control>,
     ) -> Result<Self, MigrationError> {
-        let medium = Partial::create(path, parameters.direct_io)?;
-        Ok(Self::over(Box::new(medium), path, parameters, control))
+        let medium = Partial::create(path, live.get().direct_io)?;
+        Ok(Self::over(Box::new(medium), path, live, control))
     }
 
     pub(crate) fn over(
         medium: Box<dyn Medium>,
         path: &Path,
-        parameters: &Parameters,
+        live: &LiveParameters,
         control: &Arc<Control>,
     ) -> Self {
-        let (path, threads, control) = (path.to_owned(), parameters.file_threads, Arc::clone(control));
-        Self { control, path, threads, medium: Some(medium), open: None, written_bytes: 0 }
+        let (path, threads, control) = (path.to_owned(), live.get().file_threads, Arc::clone(control));
+        Self {
+            control,
+            live: live.clone(),
+            path,
+            threads,
+            medium: Some(medium),
+            open: None,
+            written_bytes: 0,
+        }
     }
 
-    fn failed(&self, (action, source): Fault) -> MigrationError {
+    fn failed(&self, fault: Fault) -> MigrationError {
+        let (action, source) = match fault {
+            Fault::File(action, source) => (action, source),
+            Fault::Other(error) => return error,
+        };
         let needed = self.open.as_ref().map_or(0, |open| open.workers.shared.layout.state_offset);
         SaveError::write(action, &self.path, needed, source).into()
     }
@@ -97,7 +112,7 @@ impl SaveFile {
 
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<(), MigrationError> {
         let written = self.medium()?.write(bytes, offset);
-        written.map_err(|error| self.failed(("writing", error)))?;
+        written.map_err(|error| self.failed(Fault::File("writing", error)))?;
         self.written_bytes += bytes.len() as u64;
         Ok(())
     }
@@ -149,7 +164,7 @@ impl SaveFile {
             self.uncancelled()?;
             medium.sync_part(start..file_bytes.min(start + SYNC_BYTES));
         }
-        medium.sync().map_err(|error| self.failed(("syncing", error)))
+        medium.sync().map_err(|error| self.failed(Fault::File("syncing", error)))
     }
 }
 
@@ -172,7 +187,8 @@ impl Carrier for SaveFile {
         }
         let Some(medium) = self.medium.take() else { return Err(MigrationError::Cancelled) };
         let length = layout.state_offset;
-        let workers = Workers::start(medium, layout, ram.clone(), self.threads, &self.control)
+        let throttle = Throttle::new(&self.live, &self.control);
+        let workers = Workers::start(medium, layout, ram, self.threads, throttle, &self.control)
             .map_err(|source| SaveError::Thread { path: self.path.clone(), source })?;
         let description = Extent::of(DESCRIPTION_OFFSET, &bytes);
         self.open = Some(Open {
@@ -185,25 +201,40 @@ impl Carrier for SaveFile {
             proof: Proof::default(),
         });
         let sized = self.medium()?.set_length(length);
-        sized.map_err(|error| self.failed(("sizing", error)))?;
+        sized.map_err(|error| self.failed(Fault::File("sizing", error)))?;
         self.put(&bytes, DESCRIPTION_OFFSET)?;
         self.put(&Head { description, index: None, file_bytes: 0 }.bytes(), 0)?;
-        Ok(Terms::default())
+        Ok(Terms { encodings: ENCODINGS_PLAIN, ..Terms::default() })
     }
 
     fn hear(&mut self) -> Result<(), MigrationError> {
         self.uncancelled()
     }
 
-    fn pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError> {
-        self.uncancelled()?;
-        let put = self.opened()?.workers.put(batch.records.to_vec());
+    fn pages(&mut self, job: Job) -> Result<(), MigrationError> {
+        let put = self.opened()?.workers.pool.put(job);
         put.map_err(|fault| self.failed(fault))
     }
 
+    fn has_room(&mut self, most: Duration) -> Result<bool, MigrationError> {
+        let room = self.opened()?.workers.pool.has_room(Some(most));
+        room.map_err(|fault| self.failed(fault))
+    }
+
+    fn is_idle(&mut self, most: Duration) -> Result<bool, MigrationError> {
+        let idle = self.opened()?.workers.pool.is_idle(Some(most));
+        idle.map_err(|fault| self.failed(fault))
+    }
+
+    fn threads(&self) -> usize {
+        usize::try_from(self.threads).unwrap_or(usize::MAX)
+    }
+
+    fn take_moved(&mut self) -> Moved {
+        self.open.as_ref().map_or_else(Moved::default, |open| open.workers.shared.tally.take())
+    }
+
     fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
-        let waited = self.opened()?.workers.wait();
-        waited.map_err(|fault| self.failed(fault))?;
         if let Some(open) = &mut self.open {
             open.proof.hash_us = open.workers.shared.hash_us();
             if end.last {
@@ -242,7 +273,7 @@ impl Carrier for SaveFile {
     fn commit(&mut self, _: &Commit, report: &mut Report) -> Result<u64, MigrationError> {
         // A save takes long: somebody may have put a file there meanwhile.
         self.medium()?.check_place()?;
-        self.medium()?.publish().map_err(|error| self.failed(("naming", error)))?;
+        self.medium()?.publish().map_err(|error| self.failed(Fault::File("naming", error)))?;
         // From here on the file is there, whole, under its name, and there is nothing to remove.
         if let Some(open) = self.open.take()
             && let Err(error) = open.workers.shared.medium.sync_folder()

@@ -10,7 +10,7 @@
 
 use super::SnapshotError;
 use super::cursor::Cursor;
-use crate::ram::{ENCODINGS, Encoding, EncodingInfo};
+use crate::ram::{ENCODINGS_PLAIN, Encoding, EncodingInfo};
 
 /// Bytes of a block.
 pub(super) const BLOCK_BYTES: usize = 4096;
@@ -53,11 +53,13 @@ impl PageEntry {
     }
 
     fn info(&self) -> Result<&'static EncodingInfo, SnapshotError> {
-        Encoding::from_number(self.encoding).ok_or(SnapshotError::Limit {
+        let known =
+            Encoding::from_number(self.encoding).filter(|row| ENCODINGS_PLAIN & row.encoding.bit() != 0);
+        known.ok_or(SnapshotError::Limit {
             part: PART,
             field: "encoding",
             found: self.encoding.into(),
-            max: ENCODINGS.len() as u64 - 1,
+            max: Encoding::Raw as u64,
         })
     }
 

@@ -9,7 +9,7 @@ use crate::config::Parameters;
 use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
 use crate::ram::proof::PROOF_XXH3;
-use crate::ram::{ENCODINGS_MASK, PageSender, RamView};
+use crate::ram::{ENCODINGS_PLAIN, Encoding, RamView, compress};
 use crate::stats::{Proof, Status};
 use crate::vm::{PAGE_BYTES, SourceVm, VmFacts};
 use crate::wire::Offer;
@@ -55,12 +55,19 @@ pub(super) fn offer(facts: VmFacts, limits: &Parameters) -> Offer {
     Offer {
         facts,
         page_bytes: PAGE_BYTES as u32,
-        encodings: ENCODINGS_MASK,
+        encodings: wanted_encodings(limits),
         downtime_limit_ms: Some(limits.downtime_limit_ms),
         max_bandwidth_bytes_per_s: Some(limits.max_bandwidth_bytes_per_s),
         max_total_time_ms: Some(limits.max_total_time_ms),
         proofs: limits.capabilities.verify.then_some(PROOF_XXH3),
     }
+}
+
+/// All that these parameters ask for.
+fn wanted_encodings(parameters: &Parameters) -> u64 {
+    let method = compress::method(parameters.compress).map_or(0, |row| 1 << row.encoding);
+    let deltas = if parameters.capabilities.xbzrle { Encoding::Xbzrle.bit() } else { 0 };
+    ENCODINGS_PLAIN | method | deltas
 }
 
 impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
@@ -75,6 +82,6 @@ impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
         // A host clears only what a fetch has reported.
         attempt.vm.dirty_log_fetch(&mut pending).map_err(vm_failed("reading the dirty log"))?;
         pending.set_all();
-        Ok(Rounds::new(attempt, ram, pending, PageSender::new(ram, terms.hashes), set))
+        Ok(Rounds::new(attempt, ram, pending, set))
     }
 }

@@ -2,15 +2,17 @@
 //! between the two is behind this trait; rounds, the stop and every way to fail are the same code for both.
 //!
 //! ```text
-//! agree -> (pages* end_round)+ -> state -> settle -> commit
+//! agree -> (pages* is_idle end_round)+ -> state -> settle -> commit
 //!   '-------- any error, or cancel: last_words, abandon; the guest goes on at the source
 //! ```
+
+use std::time::Duration;
 
 use tern_schema::ChosenVersion;
 
 use crate::error::MigrationError;
-use crate::ram::Batch;
-use crate::stats::{Proof, Report};
+use crate::ram::job::{Job, Moved};
+use crate::stats::{Proof, Report, XbzrleReport};
 use crate::vm::GuestRam;
 use crate::wire::{Commit, Offer, RoundEnd};
 
@@ -20,7 +22,7 @@ pub(crate) struct Proposal<'v> {
     pub(crate) offer: Offer,
     /// For a file: what a new process needs to build the machine.
     pub(crate) configuration: Vec<u8>,
-    /// For carriers that read pages on threads of their own.
+    /// Carriers read pages by themselves.
     pub(crate) ram: &'v GuestRam,
 }
 
@@ -31,8 +33,19 @@ pub(crate) struct Terms {
     pub(crate) round_trip_us: u64,
     /// The other end compares: memory is hashed, and the last `end_round` says with what result.
     pub(crate) hashes: bool,
+    /// Bit n: pages may be sent in encoding n.
+    pub(crate) encodings: u64,
     /// The versions that the other end has chosen; none: the newest of all.
     pub(crate) sections: Option<Vec<ChosenVersion>>,
+}
+
+/// What was hashed so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Hashed {
+    /// Sum over all pages.
+    pub(crate) memory: u64,
+    /// Time of all threads together.
+    pub(crate) spent_us: u64,
 }
 
 /// One way for a guest to go.
@@ -49,12 +62,33 @@ pub(crate) trait Carrier {
         Ok(())
     }
 
-    /// Takes a batch. Its pages were cleared in the dirty log before it was made; their content may be read
-    /// until `end_round` returns. A page may come again in a later round, and then counts.
-    fn pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError>;
+    /// Takes pages that were cleared in the dirty log before; their content may be read until `is_idle` has said that
+    /// all is sent. A page may come again in a later round, and then counts.
+    fn pages(&mut self, job: Job) -> Result<(), MigrationError>;
 
-    /// The round is over: when this returns, nothing of it is read any more. The last one has been made with
-    /// the guest stopped.
+    /// Would `pages` go on at once? Waits for that, for `most` at the longest.
+    fn has_room(&mut self, most: Duration) -> Result<bool, MigrationError>;
+
+    /// Are all pages sent that were taken? Waits for that, for `most` at the longest.
+    fn is_idle(&mut self, most: Duration) -> Result<bool, MigrationError>;
+
+    /// How many threads send; 0: `pages` itself does.
+    fn threads(&self) -> usize;
+
+    /// What has been sent since this was last asked.
+    fn take_moved(&mut self) -> Moved;
+
+    /// What has become of deltas, if they were agreed.
+    fn deltas(&self) -> Option<XbzrleReport> {
+        None
+    }
+
+    /// The proof of all memory that was sent, and what hashing has cost, if the engine makes it.
+    fn hashed(&self) -> Option<Hashed> {
+        None
+    }
+
+    /// The round is over, and all its pages are sent. The last one has been made with the guest stopped.
     fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError>;
 
     /// Takes the encoded state of a guest that is stopped and `running` before. Returns how long the other

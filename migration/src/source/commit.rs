@@ -56,6 +56,7 @@ fn send_last_pages<V: SourceVm>(rounds: &mut Rounds<'_, '_, V>) -> Result<(), Mi
     vm.dirty_log_fetch(&mut rounds.pending).map_err(vm_failed("reading the dirty log"))?;
     rounds.attempt.report.remaining_bytes = Some(rounds.pending.count() * PAGE_BYTES);
     rounds.send_pending(false)?;
+    rounds.drain(false)?;
     rounds.prove();
     rounds.end_round(started_us, true)?;
     rounds.close_round(started_us);

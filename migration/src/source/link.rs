@@ -1,30 +1,90 @@
 //! The link: a guest goes to a peer, which takes it over.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use tern_schema::ChosenVersion;
 
-use super::carrier::{Carrier, Proposal, Terms};
+use super::carrier::{Carrier, Hashed, Proposal, Terms};
+use super::lanes::{Flow, Lane};
 use crate::channel::Connection;
+use crate::channel::throttle::Throttle;
+use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
-use crate::ram::proof::PROOF_XXH3;
-use crate::ram::{Batch, ENCODINGS_MASK};
-use crate::stats::{Report, Side};
-use crate::vm::SectionOffer;
+use crate::ram::compress::{self, Method};
+use crate::ram::job::{Job, Moved};
+use crate::ram::pool::worker_threads;
+use crate::ram::proof::{MemoryProof, PROOF_XXH3};
+use crate::ram::{ENCODINGS_PLAIN, Encoding, Outgoing, PageCache, RamView, encoding_names};
+use crate::stats::{Report, Side, XbzrleReport};
+use crate::vm::{GuestRam, SectionOffer};
 use crate::wire::{
     Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Wire, introduce,
 };
 
-/// A connection to a destination.
+/// The connections to a destination.
 pub(crate) struct Link {
-    wire: Wire,
+    /// The first one, which messages and state take.
+    main: Arc<Lane>,
+    live: LiveParameters,
     control: Arc<Control>,
+    /// From `agree` on.
+    flow: Option<Flow>,
 }
 
 impl Link {
-    pub(crate) fn new(connection: Connection, control: &Arc<Control>) -> Self {
-        Self { wire: Wire::new(connection, Side::Source, control), control: Arc::clone(control) }
+    pub(crate) fn new(connection: Connection, live: &LiveParameters, control: &Arc<Control>) -> Self {
+        let main = Lane::new(Wire::new(connection, Side::Source, control));
+        Self { main, live: live.clone(), control: Arc::clone(control), flow: None }
+    }
+
+    /// Nothing is sent any more but last words.
+    fn end(&mut self) {
+        if let Some(flow) = &mut self.flow {
+            flow.end();
+        }
+    }
+
+    fn flow(&self) -> Result<&Flow, MigrationError> {
+        // The engine comes to terms before anything else.
+        self.flow.as_ref().ok_or_else(|| self.control.halted("sending memory"))
+    }
+
+    /// Starts what pages flow through.
+    fn open(&mut self, ram: &GuestRam, terms: &Terms) -> Result<(), MigrationError> {
+        let parameters = self.live.get();
+        let ram = Arc::new(RamView::new(ram));
+        let agreed = |row: &'static Method| terms.encodings & (1 << row.encoding) != 0;
+        let chosen = compress::method(parameters.compress).filter(|row| agreed(row));
+        let level = |row: &Method| match parameters.compress_level {
+            0 => row.default_level,
+            level => u32::try_from(level).unwrap_or(u32::MAX),
+        };
+        let method = chosen.map(|row| (row, level(row)));
+        let deltas = terms.encodings & Encoding::Xbzrle.bit() != 0;
+        let outgoing = Outgoing {
+            proof: terms.hashes.then(|| MemoryProof::new(ram.region_pages())),
+            cache: deltas.then(|| PageCache::new(parameters.xbzrle_cache_bytes)),
+            overflows: AtomicU64::new(0),
+            method,
+            ram,
+        };
+        let lanes = vec![Arc::clone(&self.main)];
+        let threads = threads(lanes.len(), method.is_some(), parameters.compress_threads);
+        let throttle = Throttle::new(&self.live, &self.control);
+        self.flow = Some(Flow::start(lanes, outgoing, throttle, threads, &self.control)?);
+        Ok(())
+    }
+}
+
+/// How many threads send; 0: the engine's own, which is fastest over one connection when nothing is compressed.
+fn threads(channels: usize, compressed: bool, compress_threads: u64) -> usize {
+    let compressing = if compressed { worker_threads(compress_threads) } else { 0 };
+    match channels.max(compressing) {
+        1 if !compressed => 0,
+        threads => threads,
     }
 }
 
@@ -33,7 +93,8 @@ pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Re
     let proofs = answer.proofs.unwrap_or(0);
     let chosen = [
         ("protocol version", u64::from(answer.protocol_version), u64::from(protocol_version)),
-        ("encodings", answer.encodings, ENCODINGS_MASK),
+        ("encodings that were not offered", answer.encodings & !offer.encodings, 0),
+        ("encodings that are always there", answer.encodings & ENCODINGS_PLAIN, ENCODINGS_PLAIN),
         ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
     ];
     for (field, found, expected) in chosen {
@@ -43,7 +104,8 @@ pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Re
     }
     check_versions(&offer.facts.sections, &answer.sections)?;
     let sections = Some(answer.sections.clone());
-    Ok(Terms { round_trip_us: 0, hashes: proofs & PROOF_XXH3 != 0, sections })
+    let (hashes, encodings) = (proofs & PROOF_XXH3 != 0, answer.encodings);
+    Ok(Terms { round_trip_us: 0, hashes, encodings, sections })
 }
 
 fn check_versions(offered: &[SectionOffer], chosen: &[ChosenVersion]) -> Result<(), ProtocolError> {
@@ -64,63 +126,104 @@ impl Carrier for Link {
     }
 
     fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError> {
+        let Proposal { offer, ram, .. } = proposal;
+        let mut wire = self.main.wire();
         let asked_us = self.control.now_us();
-        let peer = introduce(&mut self.wire, Purpose::Migration)?;
+        let peer = introduce(&mut wire, Purpose::Migration)?;
         let round_trip_us = self.control.since_us(asked_us);
         report.session = peer.session;
         report.peer_tern_version = peer.tern_version;
         report.protocol_version = peer.protocol_version;
-        let offer: Offer = proposal.offer;
-        self.wire.send(FrameType::Offer, &offer, "offering the guest")?;
-        let answer: Agreed = self.wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
-        Ok(Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? })
+        wire.send(FrameType::Offer, &offer, "offering the guest")?;
+        let answer: Agreed = wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
+        drop(wire);
+        let terms = Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? };
+        let refused = offer.encodings & !terms.encodings;
+        if refused != 0 {
+            let names = encoding_names(refused).join(", ");
+            report.warnings.push(format!("the destination's release does not know {names}: sent without"));
+        }
+        self.open(ram, &terms)?;
+        Ok(terms)
     }
 
     fn hear(&mut self) -> Result<(), MigrationError> {
-        if self.wire.peer_spoke() {
+        // While somebody sends over it, that is where it shows that the peer has gone.
+        let Some(mut wire) = self.main.idle_wire() else { return Ok(()) };
+        if wire.peer_spoke() {
             let state = "sending memory";
-            let header = self.wire.receive(state)?;
-            return Err(self.wire.unexpected(&header, state, "nothing"));
+            let header = wire.receive(state)?;
+            return Err(wire.unexpected(&header, state, "nothing"));
         }
         Ok(())
     }
 
-    fn pages(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), MigrationError> {
-        self.wire.send_pages(batch)
+    fn pages(&mut self, job: Job) -> Result<(), MigrationError> {
+        self.flow()?.pool()?.put(job)
+    }
+
+    fn has_room(&mut self, most: Duration) -> Result<bool, MigrationError> {
+        self.flow()?.pool()?.has_room(Some(most))
+    }
+
+    fn is_idle(&mut self, most: Duration) -> Result<bool, MigrationError> {
+        self.flow()?.pool()?.is_idle(Some(most))
+    }
+
+    fn threads(&self) -> usize {
+        self.flow.as_ref().map_or(0, |flow| flow.threads)
+    }
+
+    fn take_moved(&mut self) -> Moved {
+        self.flow.as_ref().map_or_else(Moved::default, Flow::take_moved)
+    }
+
+    fn deltas(&self) -> Option<XbzrleReport> {
+        self.flow.as_ref()?.shared.outgoing.deltas()
+    }
+
+    fn hashed(&self) -> Option<Hashed> {
+        let proof = self.flow.as_ref()?.shared.outgoing.proof.as_ref()?;
+        Some(Hashed { memory: proof.sum(), spent_us: proof.spent_us() })
     }
 
     fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
-        self.wire.send(FrameType::RoundEnd, end, "ending a round")?;
-        self.wire.epoch = self.wire.epoch.wrapping_add(1);
+        let mut wire = self.main.wire();
+        wire.send(FrameType::RoundEnd, end, "ending a round")?;
+        wire.epoch = wire.epoch.wrapping_add(1);
         Ok(())
     }
 
     fn state(&mut self, state: &[u8], running: bool) -> Result<u64, MigrationError> {
         let flags = if running { FLAG_RUNNING } else { 0 };
         let fill = |out: &mut Vec<u8>| out.extend_from_slice(state);
-        self.wire.send_with(FrameType::State, flags, "sending the state", fill)?;
+        let mut wire = self.main.wire();
+        wire.send_with(FrameType::State, flags, "sending the state", fill)?;
         let waiting = "waiting for the peer to load the state";
-        let prepared: Prepared = self.wire.expect(FrameType::Prepared, waiting)?;
+        let prepared: Prepared = wire.expect(FrameType::Prepared, waiting)?;
         Ok(prepared.load_us)
     }
 
     fn commit(&mut self, commit: &Commit, _: &mut Report) -> Result<u64, MigrationError> {
-        self.wire.ignore_cancel();
-        self.wire.send(FrameType::Commit, commit, "handing the guest over")?;
+        let mut wire = self.main.wire();
+        wire.ignore_cancel();
+        wire.send(FrameType::Commit, commit, "handing the guest over")?;
         let waiting = "waiting for the peer to say that the guest runs";
-        let answer: Running = self.wire.expect(FrameType::Running, waiting)?;
+        let answer: Running = wire.expect(FrameType::Running, waiting)?;
         Ok(answer.resume_us)
     }
 
     fn message_bytes(&self) -> u64 {
-        self.wire.message_bytes
+        self.main.wire().message_bytes()
     }
 
     fn last_words(&mut self, error: MigrationError) -> MigrationError {
-        self.wire.last_words(error)
+        self.end();
+        self.main.wire().last_words(error)
     }
 
     fn abandon(&mut self, error: &MigrationError) {
-        self.wire.farewell(error);
+        self.end();
+        self.main.wire().farewell(error);
     }
 }

@@ -5,19 +5,23 @@ use std::time::Duration;
 
 use tern_schema::StateSet;
 
+use super::carrier::Hashed;
 use super::commit::Stopped;
 use super::{Attempt, vm_failed};
 use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
 use crate::policy::downtime::{Decision, Figures, is_late};
 use crate::policy::link::rate;
-use crate::ram::{BATCH_PAGES_MAX, CHUNK_PAGES, PageSender, RamView};
+use crate::ram::compress::GROUP_PAGES_MAX;
+use crate::ram::job::Job;
+use crate::ram::proof::state_hash;
+use crate::ram::{BATCH_PAGES_MAX, CHUNK_PAGES, RamView};
 use crate::stats::{Downtime, Round, Status};
 use crate::vm::{PAGE_BYTES, SourceVm};
 use crate::wire::RoundEnd;
 
-/// A change of the limit is obeyed within this.
-const PAUSE_MAX_US: u64 = 50_000;
+/// The peer, cancels and the clock are looked at so often while threads send.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 const WORD_PAGES: u64 = 64;
 /// More than the state of most machines.
 const STATE_BYTES: usize = 1 << 20;
@@ -27,9 +31,12 @@ pub(super) struct Rounds<'s, 'a, V> {
     pub(super) attempt: &'s mut Attempt<'a, V>,
     ram: &'s RamView,
     pub(super) pending: DirtyBitmap,
-    sender: PageSender<'s>,
+    /// Pages that the next thread gets.
+    job: Job,
     runs: Vec<Range<u64>>,
     resident: Vec<Range<u64>>,
+    /// Pages that were dirty when the round began.
+    round_pages: u64,
     dirty_bytes_before: Option<u64>,
     rounds_within_limit: u32,
     /// To be filled, in the versions that the other end has chosen.
@@ -43,7 +50,6 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         attempt: &'s mut Attempt<'a, V>,
         ram: &'s RamView,
         pending: DirtyBitmap,
-        sender: PageSender<'s>,
         set: StateSet,
     ) -> Self {
         // Every second page of a chunk: no chunk has more runs, so nothing is allocated later.
@@ -52,9 +58,10 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             attempt,
             ram,
             pending,
-            sender,
+            job: Job::default(),
             runs: runs(),
             resident: runs(),
+            round_pages: 0,
             dirty_bytes_before: None,
             rounds_within_limit: 0,
             set,
@@ -87,6 +94,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         self.attempt.control.tell_pass(self.attempt.now.round.saturating_add(1));
         let started_us = self.attempt.begin_round();
         self.send_pending(true)?;
+        self.drain(true)?;
         self.end_round(started_us, false)?;
         let vm = &mut self.attempt.vm;
         vm.dirty_log_fetch(&mut self.pending).map_err(vm_failed("reading the dirty log"))?;
@@ -101,7 +109,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         let before = self.attempt.report.rounds.last();
         let proof = self.attempt.report.proof.filter(|_| last);
         let message = RoundEnd {
-            pages: self.attempt.now.pages_raw + self.attempt.now.pages_zero,
+            pages: self.attempt.now.pages(),
             last,
             pages_untouched: self.attempt.now.pages_untouched,
             pages_dirty_before: before.and_then(|round| round.pages_dirty_at_end),
@@ -140,7 +148,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         Figures {
             dirty_bytes: self.pending.count() * PAGE_BYTES,
             dirty_bytes_before: self.dirty_bytes_before,
-            link_bytes_per_s: self.attempt.meter.bytes_per_s(),
+            link_bytes_per_s: self.attempt.bytes_per_s(),
             round_trip_us: self.attempt.round_trip_us,
             elapsed_us: self.attempt.control.elapsed_us(),
             rounds_within_limit: self.rounds_within_limit,
@@ -166,6 +174,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     /// just before its pages are read: a write before that is in what is read, a later one is seen again.
     /// While it is stopped nothing has to be cleared, and no limit applies.
     pub(super) fn send_pending(&mut self, live: bool) -> Result<(), MigrationError> {
+        self.round_pages = self.pending.count();
         for region in 0..self.pending.regions() {
             let mut start = 0;
             while start < self.pending.pages(region) {
@@ -173,7 +182,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
                 start += CHUNK_PAGES;
             }
         }
-        self.flush(live)
+        self.submit(live)
     }
 
     fn send_chunk(&mut self, region: usize, start: u64, live: bool) -> Result<(), MigrationError> {
@@ -216,76 +225,82 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             end_bytes: 0,
         })?;
         let runs = std::mem::take(&mut self.runs);
+        let most = self.job_pages(live);
         let result = runs.iter().cloned().flatten().try_for_each(|page| {
-            let most = if live { self.attempt.pacer.batch_pages(BATCH_PAGES_MAX) } else { BATCH_PAGES_MAX };
-            if self.sender.len() >= most {
-                self.flush(live)?;
+            if self.job.count >= most {
+                self.submit(live)?;
             }
-            self.sender.add(region, page)
+            self.job.add(region, page);
+            Ok(())
         });
         self.runs = runs;
         result
     }
 
-    fn flush(&mut self, live: bool) -> Result<(), MigrationError> {
-        if live {
-            self.before_live_batch()?;
+    /// Most pages of a job: under a limit so few that one is under 1 % of a second, if they aren't compressed together, and
+    /// so few that all threads get some.
+    fn job_pages(&self, live: bool) -> usize {
+        let threads = self.attempt.carrier.threads();
+        let least = if threads > 0 { GROUP_PAGES_MAX } else { 1 };
+        let rate = self.attempt.live.get().max_bandwidth_bytes_per_s;
+        let paced = if live && rate > 0 { rate / 128 / PAGE_BYTES } else { u64::MAX };
+        let shared =
+            self.round_pages.div_ceil(threads.max(1) as u64).next_multiple_of(GROUP_PAGES_MAX as u64);
+        let most = usize::try_from(paced.min(shared)).unwrap_or(usize::MAX);
+        most.clamp(least, BATCH_PAGES_MAX)
+    }
+
+    /// Gives the collected pages to whoever sends them.
+    fn submit(&mut self, live: bool) -> Result<(), MigrationError> {
+        if self.job.count > 0 {
+            while {
+                self.look_around(live)?;
+                !self.attempt.carrier.has_room(LOOK_EVERY)?
+            } {}
+            let (round, next) = (self.attempt.now.round, Job::default());
+            let job = Job { round, live, ..std::mem::replace(&mut self.job, next) };
+            self.attempt.carrier.pages(job)?;
         }
-        let sent = self.sender.flush(&mut *self.attempt.carrier)?;
-        let bytes = sent.bytes.page_data + sent.bytes.page_records;
-        self.attempt.meter.add(bytes, sent.busy_us);
-        self.attempt.pacer.sent(bytes);
-        self.attempt.now.pages_raw += sent.pages.raw;
-        self.attempt.now.pages_zero += sent.pages.zero;
-        self.attempt.now.wire_bytes += bytes;
-        self.note_proof(live);
-        let report = &mut self.attempt.report;
-        report.pages.raw += sent.pages.raw;
-        report.pages.zero += sent.pages.zero;
-        report.bytes.page_data += sent.bytes.page_data;
-        report.bytes.page_records += sent.bytes.page_records;
-        self.attempt.now_here(sent.pages.sent());
+        self.attempt.note_moved(live);
         Ok(())
     }
 
-    /// What hashing has cost so far, into the report.
-    fn note_proof(&mut self, live: bool) {
-        if let (Some(proof), Some(noted)) = (&self.sender.proof, &mut self.attempt.report.proof) {
-            let before = std::mem::replace(&mut noted.hash_us, proof.spent_us());
-            noted.stopped_hash_us += if live { 0 } else { noted.hash_us - before };
+    /// Waits until all pages are sent that were given away.
+    pub(super) fn drain(&mut self, live: bool) -> Result<(), MigrationError> {
+        while !self.attempt.carrier.is_idle(LOOK_EVERY)? {
+            self.look_around(live)?;
         }
+        self.attempt.note_moved(live);
+        Ok(())
     }
 
     /// All pages have been sent: what the other end should have now.
     pub(super) fn prove(&mut self) {
-        if let (Some(proof), Some(noted)) = (&mut self.sender.proof, &mut self.attempt.report.proof) {
-            noted.memory = Some(proof.sum());
-            noted.state = Some(proof.state(&self.state));
-        }
-        self.note_proof(false);
+        let Some(Hashed { memory, spent_us }) = self.attempt.carrier.hashed() else { return };
+        let Some(noted) = &mut self.attempt.report.proof else { return };
+        let started_us = self.attempt.control.now_us();
+        (noted.memory, noted.state) = (Some(memory), Some(state_hash(&self.state)));
+        let state_us = self.attempt.control.since_us(started_us);
+        noted.stopped_hash_us += spent_us.saturating_sub(noted.hash_us) + state_us;
+        noted.hash_us = spent_us + state_us;
     }
 
-    /// Waits as long as the limit says, and sees whether the peer, a person or the clock ends it.
-    fn before_live_batch(&mut self) -> Result<(), MigrationError> {
-        loop {
-            let attempt = &mut *self.attempt;
-            let parameters = attempt.live.get();
-            let now_us = attempt.control.elapsed_us();
-            attempt.pacer.set_rate(parameters.max_bandwidth_bytes_per_s, now_us);
-            let wait_us = attempt.pacer.wait_us(now_us);
-            attempt.publish_if_old();
-            attempt.carrier.hear()?;
-            if is_late(now_us, parameters.max_total_time_ms) {
-                let mut figures = self.figures();
-                let unsent = self.pending.count() + self.sender.len() as u64;
-                figures.dirty_bytes = unsent * PAGE_BYTES;
-                return Err(not_converging(&figures));
-            }
-            if wait_us == 0 {
-                return Ok(());
-            }
-            self.attempt.control.pause(Duration::from_micros(wait_us.min(PAUSE_MAX_US)))?;
+    /// Sees whether the peer, a person or the clock ends it; not while the guest is stopped.
+    fn look_around(&mut self, live: bool) -> Result<(), MigrationError> {
+        if !live {
+            return Ok(());
         }
+        self.attempt.note_moved(live);
+        self.attempt.publish_if_old();
+        self.attempt.carrier.hear()?;
+        let max_total_time_ms = self.attempt.live.get().max_total_time_ms;
+        if is_late(self.attempt.control.elapsed_us(), max_total_time_ms) {
+            let mut figures = self.figures();
+            let unsent = self.pending.count() + self.job.count as u64;
+            figures.dirty_bytes = unsent * PAGE_BYTES;
+            return Err(not_converging(&figures));
+        }
+        Ok(())
     }
 }
 

@@ -46,12 +46,16 @@ pub fn run(
     Ends { source, destination, source_report, destination_report }
 }
 
+/// Two ends of a connection that is never too slow.
+pub fn pair() -> (Connection, Connection) {
+    let (near, far) = Connection::pair().unwrap();
+    (near.with_timeout(PATIENT), far.with_timeout(PATIENT))
+}
+
 /// One migration without faults.
 pub fn plain_run(source: FakeVm, destination: FakeVm) -> Ends {
-    let (near, far) = Connection::pair().unwrap();
-    let pair = (near.with_timeout(PATIENT), far.with_timeout(PATIENT));
     let controls = [control(Side::Source), control(Side::Destination)];
-    run(source, destination, pair, &LiveParameters::default(), controls)
+    run(source, destination, pair(), &LiveParameters::default(), controls)
 }
 
 /// Both have the same guest, byte for byte, and it runs on the destination alone.

@@ -4,6 +4,7 @@
 
 mod calls;
 mod check;
+mod encodings;
 mod faults;
 mod harness;
 mod limits;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::super::SnapshotFile;
 use super::*;
 use crate::channel::{Route, Uri};
-use crate::config::LiveParameters;
+use crate::config::{LiveParameters, Parameters};
 use crate::control::{Observer, Unobserved};
 use crate::fake::{Call, FakeGuest, FakeV1, FakeVm, LogMode, Options, SOURCE_CALLS};
 use crate::source::{self, Outcome, SourceEnd};
@@ -219,7 +219,7 @@ fn save_over(vm: FakeVm, path: &Path, plan: Plan, control: &Arc<Control>) -> Sou
     let inner = Partial::create(path, false).unwrap();
     let medium = Box::new(Troubled { inner, plan, made: AtomicU32::new(0) });
     let live = live(r#"{"file-threads": 1}"#);
-    let file = SaveFile::over(medium, path, &live.get(), control);
+    let file = SaveFile::over(medium, path, &live, control);
     let route = Route::new(&Uri::File { path: path.to_owned() });
     source::carry(vm, Box::new(file), route, &live, control)
 }
@@ -396,7 +396,7 @@ fn a_file_that_appears_meanwhile_stays() {
 fn a_state_that_nobody_could_read_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let (control, path) = (control(), folder.path().join("vm"));
-    let mut file = SaveFile::create(&path, &Parameters::default(), &control).unwrap();
+    let mut file = SaveFile::create(&path, &LiveParameters::default(), &control).unwrap();
     let mut state = vec![0; STATE_MAX_BYTES as usize + 1];
     let error = file.state(&state, true).unwrap_err();
     assert!(error.code() == "file-format" && error.text().contains("67108865"), "{}", error.text());
