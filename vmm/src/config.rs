@@ -4,6 +4,7 @@
 mod dirty_log;
 mod forms;
 mod mac;
+mod memory;
 mod restore;
 mod size;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 pub use dirty_log::DirtyLogConfig;
 pub use forms::{CpuModel, DiskConfig, FormError, Incoming, NetForm, SerialConfig, check_uri};
 pub use mac::{MacAddress, MacError};
+pub use memory::{MemoryBacking, MemoryForm, MemoryKind};
 pub use restore::{RestoreConfig, RestoreMode};
 pub use size::{ByteSize, SizeError};
 
@@ -46,6 +48,8 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Guest memory, a multiple of 4096.
     pub memory_bytes: u64,
+    /// What it is on this host.
+    pub memory_kind: MemoryKind,
     /// What to boot; none in a process that waits for a guest.
     pub boot: Option<BootConfig>,
     /// Disks, in the order of `vda`, `vdb`, ...
@@ -146,6 +150,11 @@ pub enum ConfigError {
         /// What was asked for.
         given: u64,
     },
+    /// Memory of a file's guest is what the way of restoring makes it.
+    #[error(
+        "--memory: backing= and thp= are not for a guest from a file, whose memory is as `tern restore --mode` says"
+    )]
+    MemoryKind,
     /// Too little or too much memory.
     #[error("--memory {}: legal is {least} to {most}", given.exact())]
     Memory {
@@ -206,6 +215,7 @@ impl VmConfig {
             generation_id: Uuid::new_v4(),
             cpus: 1,
             memory_bytes,
+            memory_kind: MemoryKind::default(),
             boot: None,
             disks: Vec::new(),
             nets: Vec::new(),
@@ -240,6 +250,9 @@ impl VmConfig {
         match &self.incoming {
             None if self.boot.is_none() => Err(ConfigError::NoKernel),
             Some(Incoming::Defer) if self.control.is_none() => Err(ConfigError::DeferWithoutControl),
+            Some(Incoming::File(_)) if self.memory_kind != MemoryKind::default() => {
+                Err(ConfigError::MemoryKind)
+            }
             _ => Ok(()),
         }
     }

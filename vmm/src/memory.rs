@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code, reason = "mmap of guest memory and the pagemap ioctl take addresses")]
 
+mod kind;
+
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -18,6 +20,8 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
+pub use self::kind::advise_huge_pages;
+use crate::config::ByteSize;
 use crate::kvm::Slot;
 use crate::layout;
 
@@ -43,6 +47,44 @@ pub enum MemoryError {
         /// The host's reason.
         #[source]
         source: MmapRegionError,
+    },
+    /// No file in memory.
+    #[error("the host can't make a file in memory for the guest (memfd_create)")]
+    Memfd {
+        /// Its reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Memory that isn't whole huge pages.
+    #[error("--memory {}: with backing=hugetlbfs it must be a multiple of {unit}", given.exact())]
+    HugePages {
+        /// The size given.
+        given: ByteSize,
+        /// Size of a huge page.
+        unit: ByteSize,
+    },
+    /// Not as many huge pages are free.
+    #[error(
+        "the host has no {bytes} bytes of free huge pages; as root: echo {} > /proc/sys/vm/nr_hugepages (now {free} of 2 MiB are free)",
+        bytes.div_ceil(2 << 20)
+    )]
+    HugePagesMissing {
+        /// Bytes of the region.
+        bytes: usize,
+        /// Free huge pages.
+        free: u64,
+        /// The host's reason.
+        #[source]
+        source: MmapRegionError,
+    },
+    /// Transparent huge pages can't be had or refused.
+    #[error("the host refuses thp={}", if *.wanted { "on" } else { "off" })]
+    Advice {
+        /// Were they wanted?
+        wanted: bool,
+        /// Its reason.
+        #[source]
+        source: io::Error,
     },
     /// The file doesn't have as many regions.
     #[error("the file has no memory region {region}")]
@@ -75,6 +117,15 @@ pub enum Backing {
         file: File,
         /// Where each region is in it, a multiple of 4096.
         offsets: Vec<u64>,
+    },
+    /// A file in memory, all of it zero at the start, which the guest writes.
+    Shared {
+        /// The file.
+        file: File,
+        /// Where each region is in it.
+        offsets: Vec<u64>,
+        /// Of huge pages.
+        huge: bool,
     },
 }
 
@@ -116,6 +167,18 @@ fn map_region(
             let plain = plain.with_mmap_flags(private).with_file_offset(FileOffset::new(file, offset));
             plain.build().map_err(refused)
         }
+        Backing::Shared { file, offsets, huge } => {
+            let offset = *offsets.get(index).ok_or(MemoryError::NoRegion { region: index })?;
+            let refused = |source| match huge {
+                true => MemoryError::HugePagesMissing { bytes, free: kind::free_huge_pages(), source },
+                false => MemoryError::Map { bytes, source },
+            };
+            let file = file.try_clone().map_err(|error| refused(MmapRegionError::Mmap(error)))?;
+            // Huge pages are set aside now: one that is missing later would kill the guest.
+            let flags = libc::MAP_SHARED | if *huge { 0 } else { libc::MAP_NORESERVE };
+            let plain = plain.with_mmap_flags(flags).with_file_offset(FileOffset::new(file, offset));
+            plain.build().map_err(refused)
+        }
     }
 }
 
@@ -123,13 +186,22 @@ fn map_region(
 #[derive(Debug, Default)]
 pub struct Behind {
     is_file: bool,
+    /// The file in memory that it is, and where each region is in it.
+    shared: Option<(File, Vec<u64>)>,
     pager: OnceLock<Pager>,
 }
 
 impl Behind {
     /// Behind memory that was mapped with `backing`.
     pub fn of(backing: &Backing) -> Self {
-        Self { is_file: matches!(backing, Backing::File { .. }), pager: OnceLock::new() }
+        let shared = match backing {
+            // Huge pages are never swapped out, so the page map knows them all.
+            Backing::Shared { file, offsets, huge: false } => {
+                file.try_clone().ok().map(|file| (file, offsets.clone()))
+            }
+            _ => None,
+        };
+        Self { is_file: matches!(backing, Backing::File { .. }), shared, pager: OnceLock::new() }
     }
 
     /// Puts a pager behind it: once in a machine's life.
@@ -144,12 +216,17 @@ impl Behind {
 
     /// Appends those of `pages` to `out` that may hold something other than zeroes, though this process has no
     /// page of its own there.
-    fn elsewhere(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) {
+    fn elsewhere(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
         if self.is_file {
             out.push(pages);
+        } else if let Some((file, offsets)) = &self.shared {
+            if let Some(offset) = offsets.get(region) {
+                kind::data(file, *offset, pages, out)?;
+            }
         } else if let Some(pager) = self.pager() {
             pager.missing(region, pages, out);
         }
+        Ok(())
     }
 }
 
@@ -299,7 +376,7 @@ pub fn resident(
 ) -> io::Result<()> {
     // Asked first: a page that comes meanwhile is then in one answer or in both.
     let mut elsewhere = Vec::new();
-    behind.elsewhere(region, pages.clone(), &mut elsewhere);
+    behind.elsewhere(region, pages.clone(), &mut elsewhere)?;
     if elsewhere.is_empty() {
         return residency.of(base, pages, out);
     }

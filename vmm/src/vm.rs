@@ -187,6 +187,11 @@ impl Vm {
     ) -> Result<Self, BuildError> {
         let vm = host.kvm.create_vm().map_err(kvm_error("CREATE_VM"))?;
         let ram = memory::map(config.memory_bytes, backing)?;
+        if let Some(wanted) = config.memory_kind.thp
+            && let Some(warning) = memory::advise_huge_pages(&ram, wanted)?
+        {
+            tracing::warn!("{warning}");
+        }
         let slots = memory::slots(&ram);
         enable_rings(host, &vm, config.dirty_log)?;
         for (index, slot) in (0u32..).zip(&slots) {

@@ -40,6 +40,27 @@ fn check_reports(moved: &Moved, transport: &str) {
     assert_eq!(moved.source["ram"]["total"], 64 << 20);
 }
 
+/// What memory is on a host is no business of the guest's, nor of the other host's.
+#[test]
+fn memory_of_other_kinds_moves_both_ways() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let kinds = [("anon,thp=on", "memfd"), ("memfd", "anon,thp=off")];
+    for (here, there) in kinds {
+        let guest = || Tern::pulse("ws=8M rate=2000 interval=50");
+        let memory = |kind| format!("64M,backing={kind}");
+        let destination = guest().memory(&memory(there)).incoming(Incoming::Unix).start();
+        let source = guest().memory(&memory(here)).start();
+        source.wait_beats(1, 3);
+        let moved = migrate(&source, &destination);
+        destination.wait_beats(1, 4);
+        PulseLog::read(&(source.serial().text() + &destination.serial().text()));
+        let untouched = moved.source["report"]["pages"]["untouched"].as_u64().unwrap();
+        assert!(untouched > 4096, "{here} to {there}: only {untouched} pages are known to be untouched");
+    }
+}
+
 macro_rules! moves {
     ($($name:ident: $how:ident, $cpus:literal, $words:literal;)*) => {$(
         #[test]

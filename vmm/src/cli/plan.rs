@@ -170,7 +170,7 @@ impl fmt::Display for Plan {
         writeln!(f, "machine      {} ({})", config.name, config.uuid)?;
         let model = serde_json::json!(config.cpu).to_string().replace('"', "");
         writeln!(f, "CPU          {} x {model}, {}", config.cpus, self.kvm)?;
-        writeln!(f, "memory       {}", ByteSize(config.memory_bytes))?;
+        writeln!(f, "memory       {} ({})", ByteSize(config.memory_bytes), config.memory_kind)?;
         match (&self.boot, &config.incoming) {
             (Some(boot), _) => {
                 writeln!(f, "kernel       {}: {}, at {:#x}", boot.kernel, boot.kind, boot.entry_gpa)?;

@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::{Failure, advice, print_json};
 use crate::config::{
     BootConfig, ByteSize, CPU_LIMIT, CpuModel, DEFAULT_NAME, DirtyLogConfig, DiskConfig, Incoming,
-    KernelSource, MEMORY_LIMIT_BYTES, NetConfig, NetForm, SerialConfig, VmConfig,
+    KernelSource, MEMORY_LIMIT_BYTES, MemoryForm, NetConfig, NetForm, SerialConfig, VmConfig,
 };
 use crate::host;
 use crate::layout;
@@ -21,6 +21,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   tern run --image pulse
   tern run --image linux --memory 1G --cpus 2 --control /tmp/a.sock
+  tern run --image linux --memory 2G,backing=memfd,thp=on --control /tmp/a.sock
   tern run --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
   tern run --memory 1G --cpus 2 --control /tmp/b.sock --incoming tcp:0.0.0.0:4444
   tern run --cpu ./both.json --image linux
@@ -52,8 +53,13 @@ pub struct RunArgs {
     cmdline: String,
     #[arg(long, value_name = "N", help = format!("Virtual CPUs, 1 to {CPU_LIMIT}"), default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(CPU_LIMIT)))]
     cpus: u8,
-    #[arg(long, value_name = "SIZE", help = memory_help(), default_value = "256M")]
-    memory: ByteSize,
+    #[arg(
+        long,
+        value_name = "SIZE[,backing=..][,thp=..]",
+        help = memory_help(),
+        default_value = "256M"
+    )]
+    memory: MemoryForm,
     /// Disk: a raw file or block device; may be repeated (vda, vdb, ..)
     #[arg(long = "disk", value_name = "FILE[,readonly]")]
     disks: Vec<DiskConfig>,
@@ -108,7 +114,10 @@ pub struct RunArgs {
 
 fn memory_help() -> String {
     let (least, most) = (ByteSize(layout::MIN_MEMORY_BYTES), ByteSize(MEMORY_LIMIT_BYTES));
-    format!("Guest memory, such as 512M, 2G or 1.5G; {least} to {most}")
+    format!(
+        "Guest memory, such as 512M, 2G or 1.5G; {least} to {most}. backing=anon (default), memfd, or hugetlbfs (huge \
+         pages that the host has set aside); thp=on|off: transparent huge pages. The guest doesn't see any of it"
+    )
 }
 
 impl RunArgs {
@@ -123,7 +132,8 @@ impl RunArgs {
             uuid,
             generation_id: self.vm_generation_id.unwrap_or_else(Uuid::new_v4),
             cpus: self.cpus,
-            memory_bytes: self.memory.0,
+            memory_bytes: self.memory.size.0,
+            memory_kind: self.memory.kind,
             boot: kernel.map(|kernel| BootConfig { kernel, initrd, cmdline }),
             disks: self.disks,
             nets,

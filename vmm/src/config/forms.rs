@@ -10,6 +10,7 @@ use serde::Serialize;
 use tern_migration::channel::{FORMS, Uri};
 use thiserror::Error;
 
+use super::SizeError;
 use super::mac::{MacAddress, MacError};
 use super::restore::RestoreConfig;
 use crate::control::chain;
@@ -44,6 +45,12 @@ pub enum FormError {
     /// The address of an interface.
     #[error(transparent)]
     Mac(#[from] MacError),
+    /// A size that isn't one.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// Two kinds of huge pages.
+    #[error("thp= is for anon and memfd: the pages of backing=hugetlbfs are huge already")]
+    Thp,
     /// None of a flag's forms.
     #[error("unknown form: legal is {legal}")]
     Unknown {

@@ -15,7 +15,7 @@ use crate::memory::Backing;
 use crate::restore::Opened;
 use crate::run_control::Hold;
 use crate::vcpu::VcpuEvent;
-use crate::vm::{Core, Host, Vm};
+use crate::vm::{BuildError, Core, Host, Vm};
 
 use super::booting::{self, Plan};
 use super::checking::Check;
@@ -89,7 +89,8 @@ impl Machine {
         let opened = opening::host()?;
         let ends = opening::ends(&config)?;
         let host = Arc::new(opened.host);
-        let vm = build(&host, &config, &backing.unwrap_or_default(), &ends.plugs, &sink, &notices, 0)?;
+        let backing = backing.map_or_else(|| fresh_memory(&config), Ok)?;
+        let vm = build(&host, &config, &backing, &ends.plugs, &sink, &notices, 0)?;
         Ok(Self {
             config,
             host,
@@ -266,7 +267,7 @@ impl Machine {
         self.vm = None;
         self.generation += 1;
         self.ends.plugs.renew();
-        let (backing, plugs) = (Backing::Anonymous, &self.ends.plugs);
+        let (backing, plugs) = (fresh_memory(&self.config)?, &self.ends.plugs);
         let vm =
             build(&self.host, &self.config, &backing, plugs, &self.sink, &self.notices, self.generation)?;
         self.core = Arc::clone(vm.core());
@@ -300,6 +301,10 @@ impl Machine {
         self.ends.plugs.flush();
         Some(end)
     }
+}
+
+fn fresh_memory(config: &VmConfig) -> Result<Backing, RunError> {
+    Ok(Backing::new(config.memory_kind.backing, config.memory_bytes).map_err(BuildError::from)?)
 }
 
 fn build(
