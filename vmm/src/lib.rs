@@ -12,6 +12,7 @@ pub mod dump;
 pub mod host;
 pub mod inspect;
 pub mod kvm;
+pub mod laps;
 pub mod layout;
 pub mod lines;
 pub mod machine;

@@ -112,7 +112,7 @@ impl SourceVm for Vm {
 
     fn save(&mut self, state: &mut StateSet) -> Result<(), VmError> {
         let (vcpus, parts) = (self.core.vcpus(), self.core.devices().parts());
-        let saved = sections::save(self.core.vm(), vcpus, parts, state);
+        let saved = sections::save(self.core.vm(), vcpus, parts, state, &mut self.laps);
         saved.map_err(|error| VmError::new("the machine's state can't be saved", error))
     }
 
@@ -165,9 +165,9 @@ impl DestinationVm for Vm {
 
     fn load(&mut self, state: StateSet) -> Result<(), VmError> {
         let (vcpus, parts) = (self.core.vcpus(), self.core.devices().parts());
-        let prepared = sections::prepare(vcpus, parts, state)
+        let prepared = sections::prepare(vcpus, parts, state, &mut self.laps)
             .map_err(|error| VmError::new("the guest's state does not fit this machine", error))?;
-        let applied = prepared.apply(self.core.vm(), vcpus);
+        let applied = prepared.apply(self.core.vm(), vcpus, &mut self.laps);
         applied.map_err(|error| VmError::new("this host does not take the guest's state", error))?;
         self.platform = platform_of(&self.core, &self.kvm);
         Ok(())

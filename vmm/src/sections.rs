@@ -20,6 +20,7 @@ use tern_schema::{Section, SectionRange, StateError, StateSet};
 use thiserror::Error;
 
 use crate::kvm::{ChipError, ClockV1, IoapicV1, PicV1, PitV1};
+use crate::laps::{Laps, Step};
 use crate::vcpu::{VcpuError, VcpuSet, VcpuV1};
 
 /// Why a machine's state could not be saved or taken.
@@ -101,19 +102,29 @@ pub fn save(
     vcpus: &VcpuSet,
     devices: &[Box<dyn Part>],
     state: &mut StateSet,
+    laps: &mut Laps,
 ) -> Result<(), SectionError> {
+    laps.start();
+    let mut saved = |name, instance| laps.end(Step::Save, name, instance);
     for (instance, mut vcpu) in vcpus.iter().enumerate() {
-        let saved = vcpu.save().map_err(|source| SectionError::Vcpu { instance, source })?;
-        state.put(instance as u32, &saved)?;
+        let vcpu = vcpu.save().map_err(|source| SectionError::Vcpu { instance, source })?;
+        state.put(instance as u32, &vcpu)?;
+        saved(VcpuV1::NAME, instance as u32);
     }
     state.put(0, &ClockV1::save(vm).map_err(chip(ClockV1::NAME, 0))?)?;
+    saved(ClockV1::NAME, 0);
     state.put(0, &PitV1::save(vm).map_err(chip(PitV1::NAME, 0))?)?;
+    saved(PitV1::NAME, 0);
     for instance in PICS {
         state.put(instance, &PicV1::save(vm, instance).map_err(chip(PicV1::NAME, instance))?)?;
+        saved(PicV1::NAME, instance);
     }
     state.put(0, &IoapicV1::save(vm).map_err(chip(IoapicV1::NAME, 0))?)?;
+    saved(IoapicV1::NAME, 0);
     for part in devices {
         part.put(state)?;
+        let SectionRange { name, instance, .. } = part.offer();
+        saved(name, instance);
     }
     Ok(())
 }
@@ -133,28 +144,37 @@ pub fn prepare(
     vcpus: &VcpuSet,
     devices: &[Box<dyn Part>],
     mut state: StateSet,
+    laps: &mut Laps,
 ) -> Result<Prepared, SectionError> {
+    laps.start();
+    let mut checked = |name, instance| laps.end(Step::Check, name, instance);
     let mut parsed = Vec::with_capacity(vcpus.len());
     for (instance, vcpu) in vcpus.iter().enumerate() {
         let saved: VcpuV1 = state.take(instance as u32)?;
         vcpu.validate(&saved).map_err(|source| SectionError::Vcpu { instance, source })?;
         parsed.push(saved);
+        checked(VcpuV1::NAME, instance as u32);
     }
     let clock = state.take(0)?;
+    checked(ClockV1::NAME, 0);
     let pit: PitV1 = state.take(0)?;
     pit.validate().map_err(chip(PitV1::NAME, 0))?;
+    checked(PitV1::NAME, 0);
     let mut pics = Vec::new();
     for instance in PICS {
         pics.push((instance, state.take(instance)?));
+        checked(PicV1::NAME, instance);
     }
     let ioapic: IoapicV1 = state.take(0)?;
     ioapic.validate().map_err(chip(IoapicV1::NAME, 0))?;
+    checked(IoapicV1::NAME, 0);
     let mut applies = Vec::with_capacity(devices.len());
     for part in devices {
         let SectionRange { name, instance, .. } = part.offer();
         let apply =
             part.prepare(&mut state).map_err(|source| SectionError::Device { name, instance, source })?;
         applies.push((name, instance, apply));
+        checked(name, instance);
     }
     let skipped = state.finish()?;
     if skipped.fields + skipped.sections > 0 {
@@ -165,9 +185,11 @@ pub fn prepare(
 
 impl Prepared {
     /// Applies the state to a machine that has never run.
-    pub fn apply(self, vm: &VmFd, vcpus: &VcpuSet) -> Result<(), SectionError> {
+    pub fn apply(self, vm: &VmFd, vcpus: &VcpuSet, laps: &mut Laps) -> Result<(), SectionError> {
+        let mut applied = |name, instance| laps.end(Step::Apply, name, instance);
         let Self { vcpus: saved, clock, pit, pics, ioapic, devices } = self;
         let here = clock.restore(vm, now_ns()).map_err(chip(ClockV1::NAME, 0))?;
+        applied(ClockV1::NAME, 0);
         // Where a host's TSC isn't known, vCPU 0 goes on from its TSC's value, and the others follow it exactly:
         // values written one after another would give each another offset.
         let mut shift = None;
@@ -178,14 +200,19 @@ impl Prepared {
             vcpu.restore(saved, tsc_offset).map_err(|source| SectionError::Vcpu { instance, source })?;
             let here = vcpu.tsc_offset().zip(saved.tsc_offset);
             shift = shift.or(here.map(|(here, there): (u64, u64)| here.wrapping_sub(there)));
+            applied(VcpuV1::NAME, instance as u32);
         }
         pit.restore(vm).map_err(chip(PitV1::NAME, 0))?;
+        applied(PitV1::NAME, 0);
         for (instance, pic) in pics {
             pic.restore(vm, instance).map_err(chip(PicV1::NAME, instance))?;
+            applied(PicV1::NAME, instance);
         }
         ioapic.restore(vm).map_err(chip(IoapicV1::NAME, 0))?;
+        applied(IoapicV1::NAME, 0);
         for (name, instance, apply) in devices {
             apply().map_err(|source| SectionError::Device { name, instance, source })?;
+            applied(name, instance);
         }
         Ok(())
     }

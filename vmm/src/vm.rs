@@ -17,11 +17,13 @@ use crate::control::EventSink;
 use crate::devices::{DeviceError, DeviceSet, Plugs};
 use crate::host::KvmKind;
 use crate::kvm::{self, DirtyLog, DirtyRings, RingMapping, RingMemory, RingReset, Slot, set_slot};
+use crate::laps::Laps;
 use crate::layout;
 use crate::lines::Lines;
 use crate::memory::{self, Backing, Behind, MemoryError, Residency};
 use crate::platform::PlatformV1;
 use crate::run_control::{Hold, Machinery, RunControl};
+use crate::sections;
 use crate::vcpu::{
     self, Bus, CpuidV1, Feature, Offer, Profile, Template, Vcpu, VcpuError, VcpuEvent, VcpuSet,
 };
@@ -172,6 +174,8 @@ pub struct Vm {
     pub(crate) kvm: Arc<Host>,
     /// What the guest needs of its host. Kept, because a running vCPU can't be asked.
     pub(crate) platform: PlatformV1,
+    /// Of the last save or load.
+    pub(crate) laps: Laps,
 }
 
 impl Vm {
@@ -213,6 +217,7 @@ impl Vm {
         let residency = Residency::new().map_err(pagemap)?;
         let core = Arc::new(Core { run, behind: Behind::of(backing), vm, ram, lines: plugs.lines.clone() });
         let platform = platform(&core, host);
+        let laps = Laps::of(sections::offers(core.vcpus().len(), core.devices().parts()).len());
         Ok(Self {
             core,
             dirty,
@@ -221,6 +226,7 @@ impl Vm {
             config: config.clone(),
             kvm: Arc::clone(host),
             platform,
+            laps,
         })
     }
 

@@ -49,6 +49,8 @@ pub struct Machine {
     pub cpus: u32,
     /// What it has beside the least.
     pub devices: Option<Devices>,
+    /// tern's `TERN_LOG`.
+    pub log: Option<&'static str>,
 }
 
 /// A disk, a network, entropy, and a second console.
@@ -81,6 +83,7 @@ impl Machine {
             memory_mib: 1024,
             cpus: 1,
             devices: None,
+            log: None,
         }
     }
 
@@ -94,6 +97,9 @@ impl Machine {
 
     fn tern(&self, programs: &Programs, role: Role) -> Command {
         let mut command = self.program(&programs.tern);
+        if let Some(filter) = self.log {
+            command.env("TERN_LOG", filter).env("NO_COLOR", "1");
+        }
         command.args(["run", "--memory", &format!("{}M", self.memory_mib), "--cpus", &self.cpus.to_string()]);
         if let Some(devices) = &self.devices {
             // Entropy and a second console it always has.

@@ -10,6 +10,7 @@
 //! state               the stop's part that is neither memory nor link, for machines of several sizes
 //! saving, restoring   pulse into a file, beside dd; from a file to its first instruction
 //! engine              parts of tern's engine alone
+//! interrupt           Ctrl-C
 //! statistics, table   medians, ratios, aims; a table and JSON
 //! ```
 //!
@@ -20,6 +21,7 @@ mod contender;
 mod engine;
 mod first_instruction;
 mod footprint;
+mod interrupt;
 mod migration;
 mod plan;
 mod pulse_lines;
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
 }
 
 fn bench(arguments: &Arguments) -> io::Result<()> {
+    interrupt::listen()?;
     let plan = make_plan(arguments)?;
     let host = describe_host(&plan)?;
     println!("{}\n", heading(&host, &plan));

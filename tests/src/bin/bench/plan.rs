@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use crate::contender::{BOTH, Programs, Vmm};
+use crate::interrupt;
 use crate::statistics::Samples;
 
 /// How memory moves between the two processes.
@@ -75,6 +76,7 @@ impl Plan {
         let mut pairs = std::array::from_fn(|_| Pair::default());
         for run in 0..=runs {
             for &vmm in vmms {
+                interrupt::check()?;
                 eprint!("\r{what}: run {run} of {runs}, {vmm:?}    ");
                 let figures = measure(vmm)?;
                 if run > 0 {

@@ -74,6 +74,7 @@ pub fn linux(plan: &Plan, image: &str) -> io::Result<Option<Group>> {
         memory_mib: 256,
         cpus: 1,
         devices: None,
+        log: None,
     };
     let [times] = plan.in_turns(&format!("boot of {image}"), plan.slow_runs, |vmm| {
         Ok([until(on_stdio(&machine, vmm, &plan.programs), AGENT_READY)? / 1000.0])
