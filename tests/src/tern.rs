@@ -73,6 +73,12 @@ impl Tern {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// What the process has written to its standard output.
+    pub fn stdout(&self) -> String {
+        let bytes = std::fs::read(self.folder.path().join(builder::STDOUT)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Waits until `pulse` has filled its memory and each vCPU has printed `count` whole beats in this process.
     pub fn wait_beats(&self, cpus: usize, count: usize) {
         self.serial.wait(&format!("{count} beats of {cpus} vCPUs"), |text| {

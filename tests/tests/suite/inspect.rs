@@ -100,7 +100,10 @@ fn every_section_is_there_and_sound_and_a_flipped_page_is_found() {
     promised.sort();
     assert_eq!(state, promised);
     let (_, one) = inspect(&["--section", "vcpu"], &file);
-    assert_eq!(parts(part(&one, &["state"])).len(), 2);
+    assert_eq!((parts(part(&one, &["state"])).len(), parts(part(&one, &["description"])).len()), (2, 0));
+    let (code, none) = inspect(&["--section", "cpu"], &file);
+    let problem = part(&none, &["state"])["problem"].as_str().unwrap();
+    assert!(code == Some(1) && problem.contains("no section cpu, but vcpu, clock"), "{problem}");
     let text = String::from_utf8(tern(&["inspect"], &file).stdout).unwrap();
     assert!(text.contains("vcpu/1 version 1") && !text.contains("!!"), "{text}");
 
@@ -119,6 +122,14 @@ fn every_section_is_there_and_sound_and_a_flipped_page_is_found() {
     let refused = tern(&["dump", "--elf", core.to_str().unwrap()], &file);
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("has hash 0x") && !core.exists());
+
+    // Of the tables every bit is looked at, always.
+    flipped.write_all_at(&byte, place).unwrap();
+    let entry = number(&tree, &["memory", "region[0]", "table_offset"]) + 100;
+    flipped.read_exact_at(&mut byte, entry).unwrap();
+    flipped.write_all_at(&[byte[0] ^ 1], entry).unwrap();
+    let (code, tree) = inspect(&[], &file);
+    assert!(code == Some(1) && part(&tree, &["pages"])["problem"].is_string(), "{tree:#}");
 }
 
 #[test]

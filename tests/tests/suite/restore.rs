@@ -75,9 +75,11 @@ fn every_way_gives_the_guest_back_and_leaves_the_file_as_it_was() {
     let saved = saved(2, "ws=8M rate=max pattern=random content=text");
     let before = saved.bytes();
     for mode in modes() {
-        let guest = saved.restore(mode).start();
+        let guest = saved.restore(mode).flag("--json").start();
         saved.check(&guest, 2, 3);
         assert_eq!(guest.qmp().state(), "running", "{mode}");
+        let told: serde_json::Value = serde_json::from_str(&guest.stdout()).unwrap();
+        assert_eq!((&told["mode"], &told["running"]), (&json!(mode), &json!(true)), "{told}");
         assert!(guest.quit().success(), "{mode}");
         assert!(saved.bytes() == before, "{mode} has changed the file");
     }

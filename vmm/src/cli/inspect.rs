@@ -18,10 +18,10 @@ Examples:
 pub struct InspectArgs {
     /// A file made by `tern save`, or one direction of a migration's connection, whole or cut short
     file: PathBuf,
-    /// Of the machine's state, only sections of this name, such as vcpu or virtio-blk
+    /// Of the machine's state, only sections of this name, such as vcpu or virtio-blk; and not the description
     #[arg(long, value_name = "NAME")]
     section: Option<String>,
-    /// Compare every page of a snapshot with its hash, too
+    /// Compare every page of a snapshot with its hash, too; without it only the tables of pages are read
     #[arg(long)]
     verify: bool,
     /// As JSON: nodes of name, value, unit, about, problem and children

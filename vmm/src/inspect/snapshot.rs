@@ -1,5 +1,5 @@
-//! A snapshot as a tree: head, description, where memory is, index, state; and, if wanted, every page compared with
-//! its hash.
+//! A snapshot as a tree: head, description, where memory is, index, state, the tables of pages; and, if wanted, every page
+//! compared with its hash.
 
 use std::error::Error;
 use std::path::Path;
@@ -29,15 +29,25 @@ pub(super) fn tree(
     let Outline { found_bytes: _, head, length, description, layout, index, state } = outline;
     node.problem = length.and_then(Result::err).map(|error| text(&error));
     node.children.push(part("head", head, head_node));
-    let described = |found: Description| record_node("description", &found);
+    let described = |found: Description| {
+        let mut node = record_node("description", &found);
+        // Pages of it would hide the one section that is wanted.
+        if wanted.section.is_some() && node.is_sound() {
+            node.children.clear();
+        }
+        node
+    };
     node.children.extend(description.map(|found| part("description", found, described)));
     node.children.extend(layout.map(|found| part("memory", found, layout_node)));
     node.children
         .extend(index.map(|found| part("index", found, |found: Index| record_node("index", &found))));
     node.children
         .extend(state.map(|found| part("state", found, |bytes: Vec<u8>| state::sections(&bytes, wanted))));
-    if wanted.verify {
-        node.children.push(part("pages", SnapshotFile::open(path), |file| verify(&file, progress)));
+    match SnapshotFile::open(path) {
+        Ok(file) if !wanted.verify => node.children.push(tables(&file)),
+        // What is wrong has been said above, part by part.
+        Err(_) if !wanted.verify => {}
+        found => node.children.push(part("pages", found, |file| verify(&file, progress))),
     }
     Ok(node)
 }
@@ -84,9 +94,21 @@ fn layout_node(layout: Layout) -> Node {
     node
 }
 
+/// The tables' checksums, and the sum of all hashes in them. Reads no page.
+fn tables(file: &SnapshotFile) -> Node {
+    let mut node = Node::with("pages", pages(file)).counting("pages");
+    node.children.push(Node::with("compared", "tables only, pages with --verify"));
+    node.problem = file.verify_tables().err().map(|error| text(&error));
+    node
+}
+
+fn pages(file: &SnapshotFile) -> u64 {
+    file.layout().regions.iter().map(|place| place.pages).fold(0, u64::saturating_add)
+}
+
 /// Every page with its hash, and the sum of all hashes.
 fn verify(file: &SnapshotFile, progress: &mut dyn FnMut(u64, u64)) -> Node {
-    let all: u64 = file.layout().regions.iter().map(|place| place.pages).sum();
+    let all = pages(file);
     let mut node = Node::with("pages", all).counting("pages");
     node.problem = file.verify_tables().err().map(|error| text(&error));
     let mut wrong = 0u64;

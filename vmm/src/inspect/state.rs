@@ -28,6 +28,11 @@ pub(super) fn sections(bytes: &[u8], wanted: &Wanted) -> Node {
     let mut node = Node::with("state", bytes.len()).counting("bytes");
     node.problem = found.damage.map(|(at, error)| format!("at byte {at}: {error}"));
     node.children = found.sections.iter().filter(chosen).map(section).collect();
+    if let (Some(wanted), true, None) = (&wanted.section, node.children.is_empty(), &node.problem) {
+        let mut names: Vec<&str> = found.sections.iter().map(|section| section.name.as_str()).collect();
+        names.dedup();
+        node.problem = Some(format!("there is no section {wanted}, but {}", names.join(", ")));
+    }
     node
 }
 

@@ -10,7 +10,7 @@ use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
 use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Report, Side, Status};
 
-use crate::config::{Incoming, RestoreConfig};
+use crate::config::{Incoming, RestoreConfig, RestoreMode};
 use crate::control::{CommandError, Event, EventSink, MigrateRequest};
 use crate::run_control::Hold;
 use crate::sections;
@@ -36,8 +36,8 @@ pub(super) struct Receiver {
 pub(super) enum Ended {
     /// The source's side.
     Source(SourceEnd<Vm>),
-    /// A guest from a file.
-    File(Result<Received<Vm>, Box<ReceiveError<Vm>>>),
+    /// A guest from a file, and how its memory came.
+    File(RestoreMode, Result<Received<Vm>, Box<ReceiveError<Vm>>>),
     /// The destination's side. After a failure its machine may be half filled: it is not used again.
     Destination(Result<Received<Vm>, Box<ReceiveError<Vm>>>),
 }
@@ -278,7 +278,8 @@ impl Machine {
             attempt.running = false;
         }
         match ended {
-            Ended::Source(SourceEnd { vm, outcome }) => {
+            Ended::Source(SourceEnd { mut vm, outcome }) => {
+                vm.laps.tell();
                 self.vm = Some(vm);
                 self.in_doubt = matches!(outcome, Outcome::InDoubt(_));
                 match &outcome {
@@ -289,20 +290,22 @@ impl Machine {
                     Outcome::Completed | Outcome::Cancelled => {}
                 }
             }
-            Ended::Destination(Ok(Received { vm, .. })) => {
+            Ended::Destination(Ok(Received { mut vm, .. })) => {
+                vm.laps.tell();
                 self.vm = Some(vm);
                 // They were for this guest's way here.
                 self.awaited = Parameters::default();
                 self.has_arrived();
             }
-            Ended::File(Ok(Received { vm, running })) => {
+            Ended::File(mode, Ok(Received { mut vm, running })) => {
+                vm.laps.tell();
                 self.vm = Some(vm);
                 if let Some(Incoming::File(RestoreConfig { json: true, .. })) = self.config.incoming {
-                    self.tell_restored(running);
+                    self.tell_restored(mode, running);
                 }
                 self.has_arrived();
             }
-            Ended::File(Err(failure)) => {
+            Ended::File(_, Err(failure)) => {
                 // Told by `migrate-incoming`, this process waits for another word.
                 let Some(Incoming::File(RestoreConfig { path, .. })) = &self.config.incoming else {
                     return self.not_received(*failure);

@@ -11,7 +11,7 @@ use tern_migration::pager::{Ending, OnEnd, PagerError};
 use tern_migration::{Control, Parameters, Side, query_migrate};
 
 use crate::cli::{Exit, Progress};
-use crate::config::RestoreConfig;
+use crate::config::{RestoreConfig, RestoreMode};
 use crate::control::{CommandError, Event, chain};
 use crate::restore::Opened;
 
@@ -53,19 +53,21 @@ impl Machine {
         }
         let paused = self.config.paused;
         let on_end = on_end(self.notices.clone(), self.generation);
+        let mode = opened.mode();
         self.start(attempt, move |vm, Attempt { control, .. }| {
             let shown = show_progress(&control);
-            Ended::File(opened.run(vm, paused, &control, shown, on_end))
+            Ended::File(mode, opened.run(vm, paused, &control, shown, on_end))
         })
     }
 
     /// Says, for programs, that the guest is there, and what it took.
-    pub(super) fn tell_restored(&self, running: bool) {
+    pub(super) fn tell_restored(&self, mode: RestoreMode, running: bool) {
         let Some(attempt) = &self.attempt else { return };
         let report = attempt.control.report();
         let downtime = report.downtime.unwrap_or_default();
         let line = json!({
             "restored": report.uri,
+            "mode": mode,
             "running": running,
             "check_us": report.setup_us,
             "memory_us": report.live_us,
