@@ -7,7 +7,7 @@ SECONDS ?= 60
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz lint setup release
+.PHONY: help demo test bench microbench fuzz lint setup release
 
 help: ## this list
 	@echo "tern, a small KVM hypervisor whose guests migrate"
@@ -28,6 +28,10 @@ test: ## build what is missing, and run all tests
 bench: release ## measure tern, and QEMU on the same guest
 	@scripts/bench-setup
 	@$(RELEASE)/bench
+
+microbench: ## the inner loops alone (zero scan, deltas, compression), and what bounds each
+	@scripts/setup build
+	@$(CARGO) bench --quiet --locked -p tern-migration --features bench --bench inner_loops
 
 fuzz: ## hostile input to every parser, coverage-guided, SECONDS=60 each
 	@scripts/setup build

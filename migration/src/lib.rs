@@ -13,6 +13,9 @@
 //! side's [`Control`] cancels the attempt and shows its [`stats::Report`] at any time. How the two sides
 //! talk is in PROTOCOL.md.
 
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod cancel;
 pub mod channel;
 pub mod config;
