@@ -197,6 +197,50 @@ fn inner_guests_and_shadow_stacks_are_refused_where_the_host_has_none() {
     }
 }
 
+/// XSAVE's component 2: the upper halves of YMM0 to YMM15 (Intel SDM volume 1, 13.4).
+const YMM_AT: usize = 576;
+const X87_SSE_AVX: u64 = 7;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const XSTATE_BV: usize = 512;
+const YMM_BYTES: usize = 256;
+
+/// pulse keeps off AVX, so nobody but KVM could change these: not on their way, and not while the guest runs.
+#[test]
+fn the_upper_halves_of_avx_registers_come_as_they_were_and_stay() {
+    let Some((mut bench, mut vm)) = stopped() else { return };
+    let mut state = saved(&mut vm);
+    let halves: Vec<u8> = (0..YMM_BYTES).map(|at| (at * 37 + 11) as u8).collect();
+    for vcpu in 0..2 {
+        state = changed(state, vcpu, |vcpu| {
+            vcpu.sregs.cr4 |= CR4_OSXSAVE;
+            vcpu.xcrs[0].value = X87_SSE_AVX;
+            vcpu.xsave[XSTATE_BV] |= X87_SSE_AVX as u8;
+            vcpu.xsave[YMM_AT..YMM_AT + YMM_BYTES].copy_from_slice(&halves);
+        });
+    }
+    let mut next = bench.machine(Hold::Incoming);
+    bench::copy_memory(&vm, &next);
+    drop(vm);
+    // A host that can't have them says so, and drops nothing.
+    if let Err(error) = next.load(state) {
+        return assert!(bench::chain(&error).contains("SET_X"), "{}", bench::chain(&error));
+    }
+    let there = |vm: &mut Vm| {
+        for vcpu in vcpus(&mut saved(vm)) {
+            assert_eq!((vcpu.xcrs[0].value, vcpu.xsave[XSTATE_BV] & 4), (X87_SSE_AVX, 4));
+            assert_eq!(vcpu.xsave[YMM_AT..YMM_AT + YMM_BYTES], halves);
+        }
+    };
+    there(&mut next);
+    let mut last = bench.moved(&mut next);
+    there(&mut last);
+    let before = turns(bench.heard());
+    last.start(true).unwrap();
+    bench.wait_until("a turn of each vCPU", |heard| turns(heard) > before + 1);
+    last.stop().unwrap();
+    there(&mut last);
+}
+
 /// A register's name, and what spoils it.
 type Loss = (&'static str, fn(&mut VcpuV1));
 
