@@ -14,6 +14,7 @@ mod table;
 use serde_json::{Map, Value};
 
 use crate::channel::Uri;
+use crate::dirty::DirtyLogMode;
 
 pub use self::capability::{CAPABILITIES, Capabilities, Capability};
 pub use self::error::ConfigError;
@@ -46,6 +47,8 @@ pub struct Parameters {
     pub file_threads: u64,
     /// Files: write past the host's page cache.
     pub direct_io: bool,
+    /// How the pages that the guest writes are found; see [`Self::dirty_log_mode`].
+    pub dirty_log: &'static str,
     /// What is switched on.
     pub capabilities: Capabilities,
 }
@@ -64,6 +67,7 @@ impl Default for Parameters {
             xbzrle_cache_bytes: 0,
             file_threads: 0,
             direct_io: false,
+            dirty_log: "",
             capabilities: Capabilities::default(),
         };
         PARAMETERS.iter().for_each(|row| row.put(&mut all, row.default()));
@@ -72,6 +76,11 @@ impl Default for Parameters {
 }
 
 impl Parameters {
+    /// How the pages that the guest writes are found; none: as the machine can do it best.
+    pub fn dirty_log_mode(&self) -> Option<DirtyLogMode> {
+        DirtyLogMode::named(self.dirty_log)
+    }
+
     /// Sets one parameter.
     pub fn set(&mut self, name: &str, value: Setting) -> Result<(), ConfigError> {
         let row = Parameter::named(name)?;

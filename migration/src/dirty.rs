@@ -4,4 +4,5 @@ mod bitmap;
 mod mode;
 
 pub use bitmap::DirtyBitmap;
+pub(crate) use mode::DIRTY_LOG_CHOICES;
 pub use mode::{DirtyLogMode, VcpuDirty};

@@ -10,8 +10,10 @@ use serde::{Serialize, Serializer};
 
 use crate::channel::Route;
 use crate::config::{Capabilities, Parameters};
+use crate::dirty::{DirtyLogMode, VcpuDirty};
 use crate::error::{Blame, MigrationError};
 use crate::pager::PagerReport;
+use crate::policy::link::rate;
 use crate::ram::job::Moved;
 use crate::ram::{ENCODINGS, Encoding};
 
@@ -152,6 +154,10 @@ pub struct Report {
     pub rounds_forgotten: u64,
     /// Pages dirtied a second during the last round with the guest running; none before it has ended.
     pub dirty_pages_per_s: Option<u64>,
+    /// Source: how the pages that the guest writes are found; none before that has begun.
+    pub dirty_log: Option<DirtyLogMode>,
+    /// Source: what each vCPU writes; empty unless `dirty_log` is `ring`.
+    pub dirty_by_vcpu: Vec<VcpuWrites>,
     /// What the link carries while it is busy, as the source measured it; none when it didn't. Not the average under
     /// a limit.
     pub link_bytes_per_s: Option<u64>,
@@ -179,6 +185,17 @@ pub struct Report {
     pub error: Option<ErrorReport>,
     /// What else went wrong without deciding anything.
     pub warnings: Vec<String>,
+}
+
+/// What one vCPU writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct VcpuWrites {
+    /// Pages that it made dirty since the start; one that was written again after it was read counts again.
+    pub pages: u64,
+    /// The same a second, in the last whole round.
+    pub dirty_pages_per_s: u64,
+    /// How often it had to wait since its ring was full.
+    pub ring_full_exits: u64,
 }
 
 /// Pages by what became of them.
@@ -411,6 +428,8 @@ impl Report {
             rounds: Vec::with_capacity(ROUNDS_KEPT),
             rounds_forgotten: 0,
             dirty_pages_per_s: None,
+            dirty_log: None,
+            dirty_by_vcpu: Vec::new(),
             link_bytes_per_s: None,
             moved_bytes_per_s: None,
             expected_downtime_ms: None,
@@ -464,6 +483,16 @@ impl Report {
         }
     }
 
+    /// What each vCPU has written, as the dirty log says at the end of a round that took `time_us`.
+    pub(crate) fn note_vcpus(&mut self, written: &[VcpuDirty], time_us: u64) {
+        self.dirty_by_vcpu.resize(written.len(), VcpuWrites::default());
+        for (noted, now) in self.dirty_by_vcpu.iter_mut().zip(written) {
+            let dirty_pages_per_s = rate(now.pages.saturating_sub(noted.pages), time_us);
+            let VcpuDirty { pages, ring_full_exits } = *now;
+            *noted = VcpuWrites { pages, dirty_pages_per_s, ring_full_exits };
+        }
+    }
+
     /// Adds a round; forgets the oldest but the first when there are too many.
     pub fn push_round(&mut self, round: Round) {
         if self.rounds.len() >= ROUNDS_KEPT {
@@ -488,16 +517,28 @@ mod tests {
     }
 
     #[test]
+    fn a_vcpus_rate_is_of_the_last_round() {
+        let mut report = Report::new(Side::Source);
+        let written = |pages| [VcpuDirty { pages, ring_full_exits: pages / 100 }];
+        report.note_vcpus(&written(1000), 1_000_000);
+        report.note_vcpus(&written(1500), 250_000);
+        let expected = VcpuWrites { pages: 1500, dirty_pages_per_s: 2000, ring_full_exits: 15 };
+        assert_eq!(report.dirty_by_vcpu, [expected]);
+    }
+
+    #[test]
     fn every_number_has_its_unit_in_its_name() {
         let mut report = Report::new(Side::Source);
         report.push_round(Round::default());
         report.downtime = Some(Downtime::default());
         report.proof = Some(Proof::default());
+        report.note_vcpus(&[VcpuDirty::default()], 1);
         report.add_on_demand(PagerReport::default());
         let json = serde_json::to_value(&report).unwrap();
         let counts = [
             "faults",
             "pages",
+            "ring_full_exits",
             "rounds",
             "strangers",
             "raw",
@@ -520,6 +561,7 @@ mod tests {
             &json["pages"],
             &json["bytes"],
             &json["rounds"][0],
+            &json["dirty_by_vcpu"][0],
             &json["downtime"],
             &json["proof"],
             on_demand,

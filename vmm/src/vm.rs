@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kvm_bindings::kvm_pit_config;
 use kvm_ioctls::{Kvm, VmFd};
 use tern_devices::GuestRam;
+use tern_migration::DirtyLogMode;
 use thiserror::Error;
 
 use crate::boot::Entry;
@@ -16,7 +17,9 @@ use crate::config::{CpuModel, DirtyLogConfig, VmConfig};
 use crate::control::EventSink;
 use crate::devices::{DeviceError, DeviceSet, Plugs};
 use crate::host::KvmKind;
-use crate::kvm::{self, DirtyLog, DirtyRings, RingMapping, RingMemory, RingReset, Slot, set_slot};
+use crate::kvm::{
+    self, DirtyLog, DirtyRings, RingMapping, RingMemory, RingReset, Slot, StartError, set_slot,
+};
 use crate::laps::Laps;
 use crate::layout;
 use crate::lines::Lines;
@@ -233,6 +236,11 @@ impl Vm {
     /// The shared part.
     pub fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// Can a migration find written pages so?
+    pub fn can_log(&self, wanted: Option<DirtyLogMode>) -> Result<(), StartError> {
+        self.dirty.mode_for(wanted).map(drop)
     }
 
     /// Sets vCPU 0 to a kernel's entry; the others wait for SIPI.

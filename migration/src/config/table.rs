@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Parameters;
 use super::capability::{CAPABILITIES, Capability};
 use super::parameter::{Kind, Parameter, Place, Scope};
+use crate::dirty::DIRTY_LOG_CHOICES;
 
 /// What `compress` may be.
 const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib"];
@@ -51,6 +52,10 @@ pub const PARAMETERS: &[Parameter] = &[
         .of(Scope::Files)
         .fixed()
         .means("Files: write memory past the host's page cache (O_DIRECT)."),
+    Parameter::choice("dirty-log", DIRTY_LOG_CHOICES, |p| &mut p.dirty_log).fixed().means(
+        "How the pages that the guest writes are found; auto: ring where the machine was made with one, else \
+         manual-clear where the host has it.",
+    ),
 ];
 
 /// How rows are written: name and value first, then what isn't as usual.

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// Choices of the parameter `dirty-log`: the default, and all modes.
+pub const DIRTY_LOG_CHOICES: &[&str] = &["auto", "manual-clear", "bitmap", "ring"];
+
 /// A way to find the pages that were written (parameter `dirty-log`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -17,6 +20,11 @@ pub enum DirtyLogMode {
 }
 
 impl DirtyLogMode {
+    /// The mode of a choice; none: `auto`.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Bitmap, Self::ManualClear, Self::Ring].into_iter().find(|mode| mode.name() == name)
+    }
+
     /// As parameter and report have it.
     pub fn name(self) -> &'static str {
         match self {
@@ -40,4 +48,19 @@ pub struct VcpuDirty {
     pub pages: u64,
     /// How often it had to wait since its ring was full.
     pub ring_full_exits: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_choice_but_the_default_is_a_mode() {
+        let modes: Vec<_> = DIRTY_LOG_CHOICES.iter().map(|name| DirtyLogMode::named(name)).collect();
+        assert_eq!(modes.iter().filter(|mode| mode.is_none()).count(), 1);
+        assert_eq!(modes[0], None);
+        for (name, mode) in DIRTY_LOG_CHOICES.iter().zip(&modes).skip(1) {
+            assert_eq!(mode.map(DirtyLogMode::name), Some(*name));
+        }
+    }
 }

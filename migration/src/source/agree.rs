@@ -76,7 +76,9 @@ impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
         let Self { attempt, ram, terms } = self;
         attempt.set_status(Status::Active);
         attempt.undo.log_started = true;
-        attempt.vm.dirty_log_start(None).map_err(vm_failed("starting the dirty log"))?;
+        let wanted = attempt.live.get().dirty_log_mode();
+        let mode = attempt.vm.dirty_log_start(wanted).map_err(vm_failed("starting the dirty log"))?;
+        attempt.report.dirty_log = Some(mode);
         let set = terms.sections.map_or_else(StateSet::default, StateSet::choosing);
         let mut pending = DirtyBitmap::new(ram.region_pages());
         // A host clears only what a fetch has reported.

@@ -133,6 +133,8 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         let dirty = self.attempt.now.pages_dirty_at_end;
         self.attempt.now.dirty_pages_per_s = dirty.map(|pages| rate(pages, time_us));
         self.attempt.now.finished = true;
+        let written = self.attempt.vm.dirty_by_vcpu();
+        self.attempt.report.note_vcpus(&written, time_us);
         self.attempt.round_started_us = None;
         let now = self.attempt.now;
         let report = &mut self.attempt.report;

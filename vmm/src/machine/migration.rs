@@ -116,9 +116,11 @@ impl Machine {
                 blocked.join("; ")
             )));
         }
-        if self.vm.is_none() {
+        let Some(vm) = &self.vm else {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
-        }
+        };
+        let can_log = vm.can_log(request.parameters.dirty_log_mode());
+        can_log.map_err(|error| CommandError::invalid(error.to_string()))?;
         let attempt = self.new_attempt(Side::Source, request.parameters.clone())?;
         self.start(attempt, move |vm, Attempt { control, live, .. }| {
             Ended::Source(source::migrate_to(vm, &uri, &live, &control))
