@@ -3,8 +3,12 @@
 mod chips;
 mod dirty_log;
 mod dirty_ring;
+#[cfg(test)]
+mod fake;
 mod ioctl;
 mod log_calls;
+#[cfg(test)]
+mod oracle;
 mod permission;
 mod ring_memory;
 

@@ -107,7 +107,8 @@ impl RingReset {
 
 impl ResetRings for RingReset {
     fn reset(&self) -> io::Result<usize> {
-        // A kick of the vCPU whose thread this is must wait: the kernel would stop in the middle.
+        // A kick of the vCPU whose thread this is must wait: the kernel would stop in the middle (Linux 6.16), and at
+        // the very end it does so without a word. See `State::suspect_before`.
         let _blocked = SignalsBlocked::new()?;
         // SAFETY: takes no argument.
         let count = unsafe { libc::ioctl(self.vm.as_fd().as_raw_fd(), KVM_RESET_DIRTY_RINGS(), 0) };
