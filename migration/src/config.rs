@@ -20,7 +20,7 @@ pub use self::capability::{CAPABILITIES, Capabilities, Capability};
 pub use self::error::ConfigError;
 pub use self::live::LiveParameters;
 pub use self::parameter::{Kind, Parameter, Scope, Setting};
-pub use self::table::{PARAMETERS, tables_markdown};
+pub use self::table::{ON_TIMEOUT_STOP, PARAMETERS, tables_markdown};
 
 /// The parameters of one migration. A copy is cheap: it allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Parameters {
     pub decompress_threads: u64,
     /// Memory for what the destination has, so that only changes are sent.
     pub xbzrle_cache_bytes: u64,
+    /// What happens when that time is over.
+    pub on_timeout: &'static str,
     /// Files: threads that write.
     pub file_threads: u64,
     /// Files: write past the host's page cache.
@@ -59,6 +61,7 @@ impl Default for Parameters {
             max_bandwidth_bytes_per_s: 0,
             downtime_limit_ms: 0,
             max_total_time_ms: 0,
+            on_timeout: "",
             channels: 0,
             compress: "",
             compress_level: 0,

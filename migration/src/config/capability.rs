@@ -12,6 +12,10 @@ pub struct Capabilities {
     pub events: bool,
     /// A guest that is saved to a file goes on as soon as all of it has been read.
     pub keep_running: bool,
+    /// The guest stands still from the start.
+    pub stop_first: bool,
+    /// The guest arrives paused, whatever it was.
+    pub arrive_paused: bool,
     /// Prove at the switch that the destination has what the source had.
     pub verify: bool,
     /// Send only what has changed in a page that was sent before.
@@ -52,6 +56,22 @@ pub const CAPABILITIES: &[Capability] = &[
         set: |c, value| c.keep_running = value,
     },
     Capability {
+        name: "stop-first",
+        default: false,
+        meaning: "Source: stop the guest before its memory moves; it goes on at the destination.",
+        files_only: false,
+        get: |c| c.stop_first,
+        set: |c, value| c.stop_first = value,
+    },
+    Capability {
+        name: "arrive-paused",
+        default: false,
+        meaning: "Source: the guest arrives paused; `cont` there lets it go on.",
+        files_only: false,
+        get: |c| c.arrive_paused,
+        set: |c, value| c.arrive_paused = value,
+    },
+    Capability {
         name: "verify",
         default: true,
         meaning: "Source: hash all memory and state on both sides, and compare before the guest is handed over.",
@@ -71,7 +91,14 @@ pub const CAPABILITIES: &[Capability] = &[
 
 impl Default for Capabilities {
     fn default() -> Self {
-        let mut all = Self { events: false, keep_running: false, verify: false, xbzrle: false };
+        let mut all = Self {
+            events: false,
+            keep_running: false,
+            stop_first: false,
+            arrive_paused: false,
+            verify: false,
+            xbzrle: false,
+        };
         CAPABILITIES.iter().for_each(|row| (row.set)(&mut all, row.default));
         all
     }

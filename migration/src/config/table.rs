@@ -12,6 +12,9 @@ use crate::dirty::DIRTY_LOG_CHOICES;
 /// What `compress` may be.
 const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib"];
 
+/// The choice of `on-timeout` that ends in a long stop instead of a failure.
+pub const ON_TIMEOUT_STOP: &str = "stop";
+
 /// All parameters.
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::number("max-bandwidth", "bytes/s", 262_144..=1 << 50, 0, |p| &mut p.max_bandwidth_bytes_per_s)
@@ -21,7 +24,7 @@ pub const PARAMETERS: &[Parameter] = &[
         .means("Longest stop of the guest that is accepted: it is stopped when the rest fits into this."),
     Parameter::number("max-total-time", "ms", 1..=u32::MAX as u64, 0, |p| &mut p.max_total_time_ms)
         .zero_is("none")
-        .means("Longest time before the guest is stopped; then the migration fails and the guest runs on."),
+        .means("Longest time before the guest is stopped; then `on-timeout` says what happens."),
     Parameter::number("channels", "connections", 1..=64, 1, |p| &mut p.channels)
         .fixed()
         .means("Connections that memory takes at the same time."),
@@ -44,6 +47,8 @@ pub const PARAMETERS: &[Parameter] = &[
     Parameter::number("xbzrle-cache-size", "bytes", 1 << 20..=1 << 50, 64 << 20, |p| &mut p.xbzrle_cache_bytes)
         .fixed()
         .means("Memory for what the destination has, with which xbzrle finds out what has changed."),
+    Parameter::choice("on-timeout", &["fail", ON_TIMEOUT_STOP], |p| &mut p.on_timeout)
+        .means("When max-total-time is over: fail, or stop the guest and send the rest, whatever the downtime."),
     Parameter::number("file-threads", "threads", 1..=16, 4, |p| &mut p.file_threads)
         .of(Scope::Files)
         .fixed()

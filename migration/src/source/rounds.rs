@@ -8,6 +8,7 @@ use tern_schema::StateSet;
 use super::carrier::Hashed;
 use super::commit::Stopped;
 use super::{Attempt, vm_failed};
+use crate::config::ON_TIMEOUT_STOP;
 use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
 use crate::policy::downtime::{Decision, Figures, is_late};
@@ -39,10 +40,20 @@ pub(super) struct Rounds<'s, 'a, V> {
     round_pages: u64,
     dirty_bytes_before: Option<u64>,
     rounds_within_limit: u32,
+    /// The guest is stopped already.
+    halt: Option<Halt>,
     /// To be filled, in the versions that the other end has chosen.
     pub(super) set: StateSet,
     /// Room for the state, made before the guest waits for it.
     pub(super) state: Vec<u8>,
+}
+
+/// The moment from which the guest stands still.
+#[derive(Debug, Clone, Copy)]
+struct Halt {
+    running: bool,
+    started_us: u64,
+    stop_us: u64,
 }
 
 impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
@@ -64,6 +75,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             round_pages: 0,
             dirty_bytes_before: None,
             rounds_within_limit: 0,
+            halt: None,
             set,
             state: Vec::with_capacity(STATE_BYTES),
         }
@@ -72,17 +84,21 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     /// Makes rounds until the guest may be stopped, and stops it.
     pub(super) fn run(mut self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
         self.attempt.live_started_us = Some(self.attempt.control.now_us());
+        if self.attempt.live.get().capabilities.stop_first {
+            self.halt()?;
+        }
         loop {
             self.round()?;
             let figures = self.figures();
             self.attempt.report.expected_downtime_ms = Some(figures.expected_us().div_ceil(1000));
             self.attempt.publish_if_old();
-            if self.attempt.stays_stopped() {
+            if self.attempt.stays_stopped() || self.halt.is_some() {
                 return self.stop();
             }
             match figures.decide() {
                 Decision::Stop => return self.stop(),
                 Decision::Another { within_limit } => self.rounds_within_limit += u32::from(within_limit),
+                Decision::GiveUp if self.stops_when_late() => return self.stop(),
                 Decision::GiveUp => return Err(not_converging(&figures)),
             }
             self.dirty_bytes_before = Some(figures.dirty_bytes);
@@ -159,17 +175,30 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         }
     }
 
-    /// Stops the guest. The clock of the downtime starts before the order, not after it.
-    fn stop(self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
+    /// What becomes of a guest whose time is over?
+    fn stops_when_late(&self) -> bool {
+        self.attempt.live.get().on_timeout == ON_TIMEOUT_STOP
+    }
+
+    fn stop(mut self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
+        let Halt { running, started_us: stop_started_us, stop_us } = self.halt()?;
+        let downtime = Downtime { stop_us, ..Downtime::default() };
+        Ok(Stopped { rounds: self, running, stop_started_us, downtime })
+    }
+
+    /// Stops the guest, unless it is. The clock of the downtime starts before the order, not after it.
+    fn halt(&mut self) -> Result<Halt, MigrationError> {
+        if let Some(halt) = self.halt {
+            return Ok(halt);
+        }
         let attempt = &mut *self.attempt;
         attempt.set_status(Status::Device);
         attempt.live_started_us = None;
         attempt.undo.stop_called = true;
-        let stop_started_us = attempt.control.now_us();
+        let started_us = attempt.control.now_us();
         let running = attempt.vm.stop().map_err(vm_failed("stopping the guest"))?;
-        let stop_us = attempt.control.since_us(stop_started_us);
-        let downtime = Downtime { stop_us, ..Downtime::default() };
-        Ok(Stopped { rounds: self, running, stop_started_us, downtime })
+        let stop_us = attempt.control.since_us(started_us);
+        Ok(*self.halt.insert(Halt { running, started_us, stop_us }))
     }
 
     /// Sends all pending pages, chunk by chunk. While the guest runs, the dirty bits of a chunk are cleared
@@ -260,6 +289,8 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
                 !self.attempt.carrier.has_room(LOOK_EVERY)?
             } {}
             let (round, next) = (self.attempt.now.round, Job::default());
+            // No limit applies while the guest waits.
+            let live = live && self.halt.is_none();
             let job = Job { round, live, ..std::mem::replace(&mut self.job, next) };
             self.attempt.carrier.pages(job)?;
         }
@@ -296,7 +327,10 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         self.attempt.publish_if_old();
         self.attempt.carrier.hear()?;
         let max_total_time_ms = self.attempt.live.get().max_total_time_ms;
-        if is_late(self.attempt.control.elapsed_us(), max_total_time_ms) {
+        if self.halt.is_none() && is_late(self.attempt.control.elapsed_us(), max_total_time_ms) {
+            if self.stops_when_late() {
+                return self.halt().map(|_| ());
+            }
             let mut figures = self.figures();
             let unsent = self.pending.count() + self.job.count as u64;
             figures.dirty_bytes = unsent * PAGE_BYTES;

@@ -98,6 +98,42 @@ fn the_first_round_is_seen_while_it_runs_and_kept_when_it_is_cancelled() {
 }
 
 #[test]
+fn a_guest_that_never_converges_is_stopped_in_time_where_that_is_wanted() {
+    let options = Options { writes_per_call: 50, ..Options::default() };
+    let limits = live(json!({"downtime-limit": 0, "max-total-time": 200, "on-timeout": "stop"}));
+    let ends = run_live(&options, &limits);
+    assert_moved(&ends, true);
+    assert!(ends.source_report.live_us >= 150_000, "{:?}", ends.source_report);
+    // The time ends in the middle of a round that would take long: the rest of it is sent at once.
+    let slow = json!({"max-bandwidth": 262_144, "max-total-time": 200, "on-timeout": "stop"});
+    let started = Instant::now();
+    let options = Options { region_pages: vec![3000], ..options };
+    let ends = run_live(&options, &live(slow));
+    assert_moved(&ends, true);
+    assert!(started.elapsed() < Duration::from_secs(8), "1000 pages take 16 s under the limit");
+}
+
+#[test]
+fn a_guest_that_is_stopped_first_moves_in_one_round_and_goes_on() {
+    let options = Options { writes_per_call: 50, ..Options::default() };
+    let changes = json!({"capabilities": [{"capability": "stop-first", "state": true}]});
+    let ends = run_live(&options, &live(changes));
+    assert_moved(&ends, true);
+    let report = &ends.source_report;
+    // Saving writes a page or two.
+    assert!(report.rounds.len() == 2 && report.rounds[1].pages_raw <= 2, "{:?}", report.rounds);
+    let downtime_us = report.downtime.unwrap().total_us.unwrap();
+    assert!(downtime_us >= report.rounds[0].duration_us, "the guest was stopped before its memory moved");
+}
+
+#[test]
+fn a_guest_can_arrive_paused() {
+    let changes = json!({"capabilities": [{"capability": "arrive-paused", "state": true}]});
+    let ends = run_live(&Options::default(), &live(changes));
+    assert_moved(&ends, false);
+}
+
+#[test]
 fn a_guest_that_never_converges_fails_in_time_and_runs_on() {
     let options = Options { writes_per_call: 50, ..Options::default() };
     let limits = live(json!({"downtime-limit": 0, "max-total-time": 200}));
