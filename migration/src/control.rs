@@ -3,14 +3,14 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
 use crate::channel::socket::wait;
 use crate::channel::{Direction, Woken};
 use crate::error::{LinkError, MigrationError};
 use crate::stats::{ErrorReport, Report, Side, Status};
+use crate::thread::{Clock, Thread};
 use crate::vm::Aspect;
 
 /// Is told what happens. The calls come from the migration's own thread, some of them while the guest is
@@ -45,8 +45,8 @@ pub struct Control {
     /// Ends what any thread of the attempt waits for: raised by a cancel, and when a part of it has failed.
     pub(crate) halt: Cancel,
     pub(crate) observer: Box<dyn Observer>,
-    made: Instant,
-    /// When the attempt's clock started, after `made`.
+    clock: Clock,
+    /// When the attempt's clock started, after the handle was made.
     started_us: AtomicU64,
     report: Mutex<Arc<Report>>,
     /// Held while a status is told, so that none comes in front of one that was there before it.
@@ -60,7 +60,7 @@ impl Control {
             cancel: Cancel::new()?,
             halt: Cancel::new()?,
             observer,
-            made: Instant::now(),
+            clock: Clock::start(),
             started_us: AtomicU64::new(0),
             report: Mutex::new(Arc::new(Report::new(side))),
             telling: Mutex::new(()),
@@ -119,7 +119,7 @@ impl Control {
 
     /// The attempt's clock since its handle was made: never goes back. All of the engine's times come from here.
     pub(crate) fn now_us(&self) -> u64 {
-        self.made.elapsed().as_micros() as u64
+        self.clock.us()
     }
 
     /// From then until now.
@@ -133,12 +133,8 @@ impl Control {
     }
 
     /// Starts a thread of this attempt.
-    pub(crate) fn spawn(
-        &self,
-        name: String,
-        run: impl FnOnce() + Send + 'static,
-    ) -> io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name(name).spawn(run)
+    pub(crate) fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+        Thread::spawn(name, run)
     }
 
     /// An error if the attempt was cancelled, or a part of it has failed.

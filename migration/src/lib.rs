@@ -36,6 +36,7 @@ pub mod snapshot;
 pub mod source;
 pub mod stats;
 pub mod stream;
+mod thread;
 mod vm;
 mod wire;
 

@@ -12,11 +12,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::control::Control;
+use crate::thread::{Signal, Thread};
 
 /// Jobs that wait for a worker, for each of them: enough that none is idle while the next one is made.
 const WAITING_PER_WORKER: usize = 2;
@@ -41,7 +41,7 @@ pub(crate) trait Panicked {
 /// The threads and their queue. Dropped, they end after the job that they are at.
 pub(crate) struct Pool<J, F> {
     shared: Arc<Shared<J, F>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
     /// Without threads.
     own: Option<Mutex<Worker<J, F>>>,
 }
@@ -49,9 +49,9 @@ pub(crate) struct Pool<J, F> {
 struct Shared<J, F> {
     queue: Mutex<Queue<J, F>>,
     /// There is work, or no more will come.
-    work: Condvar,
+    work: Signal,
     /// A job was begun or is done.
-    done: Condvar,
+    done: Signal,
 }
 
 struct Queue<J, F> {
@@ -78,8 +78,8 @@ impl<J: Send + 'static, F: Panicked + Send + 'static> Pool<J, F> {
         mut make: impl FnMut(usize) -> Worker<J, F>,
     ) -> io::Result<Self> {
         let queue = Queue { waiting: VecDeque::new(), busy: 0, closed: false, failed: false, fault: None };
-        let shared =
-            Arc::new(Shared { queue: Mutex::new(queue), work: Condvar::new(), done: Condvar::new() });
+        let (work, done) = (Signal::default(), Signal::default());
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), work, done });
         let own = (count == 0).then(|| Mutex::new(make(0)));
         let mut pool = Self { shared, threads: Vec::with_capacity(count), own };
         for number in 0..count {
@@ -99,7 +99,7 @@ impl<J: Send + 'static, F: Panicked + Send + 'static> Pool<J, F> {
         let mut queue = self.shared.queue();
         if !queue.failed {
             queue.waiting.push_back(job);
-            self.shared.work.notify_one();
+            self.shared.work.one();
         }
         Ok(())
     }
@@ -131,13 +131,12 @@ impl<J: Send + 'static, F: Panicked + Send + 'static> Pool<J, F> {
                 return Ok(true);
             }
             let Some(most) = most else {
-                queue = self.shared.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self.shared.done.wait(&self.shared.queue, queue);
                 continue;
             };
-            let waited = self.shared.done.wait_timeout(queue, most);
-            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            let (woken, in_time) = self.shared.done.wait_for(&self.shared.queue, queue, most);
             queue = woken;
-            if timeout.timed_out() && queue.fault.is_none() {
+            if !in_time && queue.fault.is_none() {
                 return Ok(ready(&queue));
             }
         }
@@ -150,10 +149,10 @@ impl<J, F> Drop for Pool<J, F> {
         queue.closed = true;
         queue.waiting.clear();
         drop(queue);
-        self.shared.work.notify_all();
+        self.shared.work.all();
         for thread in self.threads.drain(..) {
             // One that panicked has said so with a fault.
-            let _ = thread.join();
+            thread.join();
         }
     }
 }
@@ -181,7 +180,7 @@ impl<J, F: Panicked> Drop for Busy<'_, J, F> {
             (queue.failed, queue.fault) = (true, Some(fault));
             queue.waiting.clear();
         }
-        self.shared.done.notify_all();
+        self.shared.done.all();
     }
 }
 
@@ -195,13 +194,13 @@ fn serve<J, F: Panicked>(shared: &Shared<J, F>, mut worker: Worker<J, F>) {
             }
             match queue.waiting.pop_front() {
                 Some(job) => break job,
-                None => queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                None => queue = shared.work.wait(&shared.queue, queue),
             }
         };
         queue.busy += 1;
         drop(queue);
         let mut busy = Busy { shared, result: None };
-        shared.done.notify_all();
+        shared.done.all();
         busy.result = Some(worker(job));
     }
 }

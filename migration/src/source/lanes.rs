@@ -9,7 +9,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::channel::throttle::Throttle;
 use crate::control::Control;
@@ -17,6 +17,7 @@ use crate::error::MigrationError;
 use crate::ram::job::{Doing, Job, Moved, Tally};
 use crate::ram::pool::{Panicked, Pool, Worker};
 use crate::ram::{Encoder, Outgoing};
+use crate::thread;
 use crate::wire::{Limit, Wire};
 
 /// One connection.
@@ -32,7 +33,7 @@ impl Lane {
     }
 
     pub(super) fn wire(&self) -> MutexGuard<'_, Wire> {
-        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+        thread::lock(&self.wire)
     }
 
     /// None: somebody sends over it.
