@@ -11,7 +11,8 @@ use tern_migration::Parameters;
 use tern_migration::config::{CAPABILITIES, Capability, Kind, PARAMETERS, Parameter, Setting};
 
 use super::progress::Progress;
-use super::vm::ControlArgs;
+use super::virsh::VirshArgs;
+use super::vm::{self, ControlArgs};
 use super::{Exit, Failure, check, print, print_json, report};
 use crate::config::{ByteSize, check_uri};
 use crate::control::client::Client;
@@ -25,6 +26,7 @@ Examples:
   tern migrate --control /tmp/a.sock 'exec:ssh host-b socat - UNIX-CONNECT:/run/b.sock'
   tern migrate --control /tmp/a.sock vsock:2:4444
   tern migrate --control /tmp/a.sock --resolve run
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --live --timeout 60 --verbose --undefinesource
 
 The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at least a second \
 later, leaves at once.";
@@ -57,6 +59,8 @@ pub struct MigrateArgs {
     /// discard this copy (it is there)
     #[arg(long, value_name = "HOW", value_parser = ["run", "discard"])]
     resolve: Option<String>,
+    #[command(flatten)]
+    virsh: VirshArgs,
 }
 
 fn uri(text: &str) -> Result<String, crate::config::FormError> {
@@ -191,7 +195,9 @@ fn capability(text: &str) -> Result<Value, String> {
 }
 
 /// Does what the flags say.
-pub(super) fn run(args: &MigrateArgs) -> Result<Exit, Failure> {
+pub(super) fn run(mut args: MigrateArgs) -> Result<Exit, Failure> {
+    args.virsh.translate(&mut args.parameters)?;
+    let args = &args;
     let mut client = args.control.connect()?;
     if let Some(resolution) = &args.resolve {
         client.execute("migrate-resolve", json!({ "resolution": resolution }))?;
@@ -208,10 +214,16 @@ pub(super) fn run(args: &MigrateArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Success);
     }
     listen_for_interrupts()?;
-    let ended = watch(&mut client, !args.json)?;
+    let VirshArgs { abort_on_error, verbose, undefinesource, .. } = args.virsh;
+    let watch = Watch { show: !args.json, verbose, abort_on_error };
+    let ended = watch.until_over(&mut client)?;
     let shown =
         if args.json { print_json(&ended["report"])? } else { print(&report::table(&ended["report"]))? };
-    conclude(&ended, uri).map(|()| shown)
+    conclude(&ended, uri)?;
+    if undefinesource {
+        return vm::quit(&mut client, &args.control);
+    }
+    Ok(shown)
 }
 
 pub(super) fn listen_for_interrupts() -> Result<(), Failure> {
@@ -265,29 +277,43 @@ extern "C" fn on_interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc
     INTERRUPTS.press(u64::try_from(since.elapsed().as_millis()).unwrap_or(0));
 }
 
-/// Watches until the migration is over, and returns what `query-migrate` says then.
-pub(super) fn watch(client: &mut Client, show: bool) -> Result<Value, Failure> {
-    let mut progress = Progress::new(show);
-    let mut cancelled = false;
-    loop {
-        let state = client.execute("query-migrate", json!({}))?;
-        match state["status"].as_str() {
-            Some("completed" | "failed" | "cancelled" | "in-doubt") => {
-                progress.end();
-                return Ok(state);
+/// How a migration is watched.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Watch {
+    /// Show progress on a terminal.
+    pub(super) show: bool,
+    /// Elsewhere too.
+    pub(super) verbose: bool,
+    /// Cancel at the first warning.
+    pub(super) abort_on_error: bool,
+}
+
+impl Watch {
+    /// Watches until the migration is over, and returns what `query-migrate` says then.
+    pub(super) fn until_over(self, client: &mut Client) -> Result<Value, Failure> {
+        let mut progress = Progress::new(self.show, self.verbose);
+        let mut cancelled = false;
+        loop {
+            let state = client.execute("query-migrate", json!({}))?;
+            match state["status"].as_str() {
+                Some("completed" | "failed" | "cancelled" | "in-doubt") => {
+                    progress.end();
+                    return Ok(state);
+                }
+                _ => progress.show(&state),
             }
-            _ => progress.show(&state),
+            if INTERRUPTS.leaves() {
+                progress.end();
+                let text = "left; the migration may still run: `tern status` shows it, `tern cancel` ends it";
+                return Err(Failure::text(Exit::Failure, text));
+            }
+            let warned = state["report"]["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
+            if (INTERRUPTS.cancels() || (self.abort_on_error && warned)) && !cancelled {
+                cancelled = true;
+                client.execute("migrate_cancel", json!({}))?;
+            }
+            thread::sleep(POLL);
         }
-        if INTERRUPTS.leaves() {
-            progress.end();
-            let text = "left; the migration may still run: `tern status` shows it, `tern cancel` ends it";
-            return Err(Failure::text(Exit::Failure, text));
-        }
-        if INTERRUPTS.cancels() && !cancelled {
-            cancelled = true;
-            client.execute("migrate_cancel", json!({}))?;
-        }
-        thread::sleep(POLL);
     }
 }
 
@@ -399,7 +425,7 @@ mod tests {
         let lines = vec![json!({"return": {}}), state("setup"), state("active"), state("failed")];
         let (_folder, path, server) = answers(lines);
         let mut client = Client::connect(&path).unwrap();
-        let ended = watch(&mut client, false).unwrap();
+        let ended = Watch::default().until_over(&mut client).unwrap();
         assert_eq!(conclude(&ended, "unix:/m").unwrap_err().exit, Exit::MigrationFailed);
         assert_eq!(server.join().unwrap(), 4);
     }
@@ -408,7 +434,7 @@ mod tests {
     fn a_process_that_ends_meanwhile_is_an_error() {
         let (_folder, path, server) = answers(vec![json!({"return": {}})]);
         let mut client = Client::connect(&path).unwrap();
-        let failure = watch(&mut client, false).unwrap_err();
+        let failure = Watch::default().until_over(&mut client).unwrap_err();
         assert!(failure.text.contains("has the process ended?"), "{failure:?}");
         server.join().unwrap();
     }

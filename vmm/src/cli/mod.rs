@@ -21,6 +21,7 @@ mod run;
 mod save;
 mod schema;
 mod terminal;
+mod virsh;
 mod vm;
 
 use std::error::Error;
@@ -180,7 +181,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run(args) => run::run(*args),
         Command::Restore(args) => restore::run(*args),
-        Command::Migrate(args) => migrate::run(&args),
+        Command::Migrate(args) => migrate::run(args),
         Command::Save(args) => save::run(&args),
         Command::Status(args) => vm::status(&args),
         Command::Metrics(args) => vm::metrics(&args),

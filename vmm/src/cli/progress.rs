@@ -1,6 +1,7 @@
 //! A migration's progress on a terminal; silent in a pipe.
 
 use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -8,11 +9,16 @@ use serde_json::Value;
 /// A progress bar, or nothing.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
+    /// Without a bar: when the last line was written.
+    lines: Option<Instant>,
 }
 
+/// Between two lines.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
 impl Progress {
-    /// A bar on stderr, if `wanted` and if someone looks.
-    pub(crate) fn new(wanted: bool) -> Self {
+    /// A bar on stderr, if `wanted` and if someone looks; else a line a second, if it is to be `verbose`.
+    pub(crate) fn new(wanted: bool, verbose: bool) -> Self {
         let bar = (wanted && io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
             match ProgressStyle::with_template("{prefix:<9} [{bar:12}] {wide_msg}") {
@@ -20,16 +26,24 @@ impl Progress {
                 Err(_) => bar,
             }
         });
-        Self { bar }
+        let lines = (verbose && bar.is_none()).then(Instant::now);
+        Self { bar, lines }
     }
 
     /// Shows an answer to `query-migrate`.
     pub(crate) fn show(&mut self, state: &Value) {
-        let Some(bar) = &self.bar else { return };
+        let Some(bar) = &self.bar else { return self.show_line(state) };
         bar.set_prefix(state["status"].as_str().unwrap_or("starting").to_owned());
         bar.set_length(100);
         bar.set_position(number(&state["report"]["progress_percent"]));
         bar.set_message(message(state));
+    }
+
+    fn show_line(&mut self, state: &Value) {
+        let Some(last) = self.lines.filter(|last| last.elapsed() >= LINE_EVERY) else { return };
+        self.lines = Some(last + LINE_EVERY);
+        let status = state["status"].as_str().unwrap_or("starting");
+        eprintln!("{status} {} %  {}", number(&state["report"]["progress_percent"]), message(state));
     }
 
     /// Takes the bar away.
@@ -106,7 +120,7 @@ mod tests {
 
     #[test]
     fn without_a_terminal_nothing_is_shown() {
-        let mut progress = Progress::new(false);
+        let mut progress = Progress::new(false, false);
         progress.show(&json!({"status": "active"}));
         progress.end();
     }

@@ -72,7 +72,8 @@ impl SaveArgs {
         let mut client = self.control.connect()?;
         client.execute("migrate", request)?;
         migrate::listen_for_interrupts()?;
-        let ended = migrate::watch(&mut client, show_progress)?;
+        let watch = migrate::Watch { show: show_progress, ..migrate::Watch::default() };
+        let ended = watch.until_over(&mut client)?;
         Ok((client, ended))
     }
 }

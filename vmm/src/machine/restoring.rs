@@ -96,7 +96,7 @@ fn show_progress(control: &Arc<Control>) -> Box<dyn FnOnce() + Send> {
     let (control, ended) = (Arc::clone(control), Arc::new(AtomicBool::new(false)));
     let seen = Arc::clone(&ended);
     let show = move || {
-        let mut progress = Progress::new(true);
+        let mut progress = Progress::new(true, false);
         while !seen.load(Ordering::SeqCst) {
             let report = control.report();
             if report.status.is_final() {
