@@ -9,6 +9,7 @@
 //! ```
 
 mod agree;
+mod channels;
 mod check;
 mod load;
 mod lobby;
@@ -17,6 +18,7 @@ mod restore;
 use std::sync::Arc;
 
 use crate::channel::{Acceptor, Connection, Route};
+use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
 use crate::ram::RamView;
@@ -60,11 +62,23 @@ pub fn receive_from<V: DestinationVm>(
     acceptor: &Arc<dyn Acceptor>,
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
+    receive_with(vm, acceptor, &LiveParameters::default(), control)
+}
+
+/// As [`receive_from`], with the parameters of this side.
+pub fn receive_with<V: DestinationVm>(
+    vm: V,
+    acceptor: &Arc<dyn Acceptor>,
+    live: &LiveParameters,
+    control: &Arc<Control>,
+) -> Result<Received<V>, Box<ReceiveError<V>>> {
     match lobby::meet(&vm, &**acceptor, control) {
         Ok(Met { wire, route, peer, strangers }) => {
             let mut attempt = Attempt::new(vm, wire, route, control);
             attempt.report.strangers = strangers.count;
             attempt.report.warnings = strangers.texts;
+            attempt.acceptor = Some(Arc::clone(acceptor));
+            attempt.decompress_threads = live.get().decompress_threads;
             attempt.set_status(Status::Setup);
             attempt.run(Ok(peer))
         }
@@ -93,6 +107,7 @@ pub fn receive<V: DestinationVm>(
     let met = greet(&mut attempt.wire).and_then(|peer| match peer.purpose {
         Purpose::Migration => Ok(peer),
         Purpose::Check => Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into()),
+        Purpose::Channel => Err(ProtocolError::NoSession { found: peer.session }.into()),
     });
     attempt.run(met)
 }
@@ -101,6 +116,8 @@ pub fn receive<V: DestinationVm>(
 struct Attempt<V> {
     vm: V,
     wire: Wire,
+    /// Where further connections come from, if any can.
+    acceptor: Option<Arc<dyn Acceptor>>,
     control: Arc<Control>,
     report: Report,
     /// Parameter of this side.
@@ -122,6 +139,7 @@ impl<V: DestinationVm> Attempt<V> {
         Self {
             vm,
             wire,
+            acceptor: None,
             control: Arc::clone(control),
             report,
             decompress_threads: 0,

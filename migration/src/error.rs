@@ -289,6 +289,12 @@ pub enum ProtocolError {
         /// Session due, hexadecimal.
         expected: String,
     },
+    /// A further connection for a migration that isn't under way here.
+    #[error("a further connection came for migration {found}, which does not wait for it here")]
+    NoSession {
+        /// Session found, hexadecimal.
+        found: String,
+    },
     /// The peer takes a question for a migration, or the reverse.
     #[error(
         "the peer's tern {peer_tern} can not be asked whether a guest fits: take a newer one there, or migrate \
@@ -425,7 +431,7 @@ impl ProtocolError {
             Self::NotTern { .. } => "not-tern",
             Self::Checksum { .. } => "checksum",
             Self::Message { .. } | Self::State(_) => "undecodable",
-            Self::Session { .. } => "session",
+            Self::Session { .. } | Self::NoSession { .. } => "session",
             Self::Purpose { .. } => "no-check",
             Self::UnknownFrame { .. } | Self::Unexpected { .. } => "unexpected-frame",
             Self::Sequence { .. } | Self::Epoch { .. } => "out-of-order",

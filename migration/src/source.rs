@@ -100,7 +100,7 @@ pub fn migrate_by<V: SourceVm>(
     set_out(vm, connector.route(), live, control, || {
         let connection = connector.connect(control)?;
         let route = connection.route.clone();
-        Ok((Box::new(Link::new(connection, live, control)), route))
+        Ok((Box::new(Link::new(connection, Some(connector), live, control)), route))
     })
 }
 
@@ -136,7 +136,7 @@ pub fn migrate<V: SourceVm>(
     control: &Arc<Control>,
 ) -> SourceEnd<V> {
     let route = connection.route.clone();
-    carry(vm, Box::new(Link::new(connection, live, control)), route, live, control)
+    carry(vm, Box::new(Link::new(connection, None, live, control)), route, live, control)
 }
 
 /// All phases.

@@ -289,6 +289,7 @@ fn described(frame: FrameType) -> Option<Message> {
         FrameType::Agreed => of::<wire::Agreed>(frame),
         FrameType::Refused => of::<wire::Refused>(frame),
         FrameType::RoundEnd => of::<wire::RoundEnd>(frame),
+        FrameType::Sync => of::<wire::Sync>(frame),
         FrameType::Prepared => of::<wire::Prepared>(frame),
         FrameType::Commit => of::<wire::Commit>(frame),
         FrameType::Running => of::<wire::Running>(frame),

@@ -16,10 +16,10 @@ use tern_schema::{Record, Writer, decode_record};
 
 pub(crate) use compare::{Compared, compare, refusal};
 pub(crate) use frame::{FLAG_ANSWER, FLAG_RUNNING, FRAMES, FrameType, HEADER_BYTES, Header, MAGIC};
-pub(crate) use handshake::{Peer, greet, introduce};
+pub(crate) use handshake::{Peer, greet, introduce, join, joined};
 pub(crate) use message::{
-    Agreed, Answer, Commit, Echo, Failed, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN,
-    Prepared, Purpose, Refused, RoundEnd, Running, TERN_VERSION,
+    Agreed, Answer, CHANNELS_MAX, Commit, Echo, Failed, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX,
+    PROTOCOL_MIN, Prepared, Purpose, Refused, RoundEnd, Running, Sync, TERN_VERSION,
 };
 
 use crate::channel::span::{InSpan, OutSpan};
@@ -109,6 +109,16 @@ impl Wire {
 
     fn count(&self, message_bytes: usize) {
         self.traffic.message_bytes.fetch_add(message_bytes as u64, Relaxed);
+    }
+
+    /// What to wait for until the peer says something.
+    pub(crate) fn stream(&self) -> &dyn Stream {
+        &*self.stream
+    }
+
+    /// Nothing more will be sent.
+    pub(crate) fn finish(&mut self) {
+        self.stream.finish();
     }
 
     /// What the last frame held; of a batch of pages its records.
@@ -366,7 +376,12 @@ impl Wire {
 
     /// Has the peer said something, or gone? Doesn't wait.
     pub(crate) fn peer_spoke(&mut self) -> bool {
-        let woken = self.stream.wait(Direction::Receive, None, Duration::ZERO);
+        self.peer_speaks_within(Duration::ZERO)
+    }
+
+    /// The same, waiting for that; a cancel ends it.
+    pub(crate) fn peer_speaks_within(&mut self, most: Duration) -> bool {
+        let woken = self.stream.wait(Direction::Receive, Some(&self.control.halt), most);
         woken.is_ok_and(|woken| woken == Woken::Ready)
     }
 

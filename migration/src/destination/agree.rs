@@ -6,13 +6,16 @@ use tern_schema::ChosenVersion;
 
 use super::Attempt;
 use super::load::{Loading, Prepared};
+use super::lobby;
 use super::vm_failed;
 use crate::error::{MigrationError, ProtocolError};
 use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_MASK, RamView};
 use crate::stats::{Proof, Status};
 use crate::vm::{Aspect, DestinationVm, VmFacts};
-use crate::wire::{Agreed as AgreedMessage, Compared, FrameType, Offer, Peer, compare, refusal};
+use crate::wire::{
+    Agreed as AgreedMessage, CHANNELS_MAX, Compared, FrameType, Offer, Peer, Wire, compare, refusal,
+};
 
 /// The source has introduced itself.
 pub(super) struct Connected<'s, V> {
@@ -26,36 +29,59 @@ pub(super) struct Agreed<'s, V> {
     attempt: &'s mut Attempt<V>,
     ram: &'s Arc<RamView>,
     encodings: u64,
+    /// All connections but the first.
+    further: Vec<Wire>,
 }
 
 impl<'s, V: DestinationVm> Connected<'s, V> {
     pub(super) fn agree(self) -> Result<Agreed<'s, V>, MigrationError> {
         let Self { attempt, ram, peer } = self;
-        attempt.report.session = peer.session;
-        attempt.report.peer_tern_version = peer.tern_version;
+        attempt.report.session.clone_from(&peer.session);
+        attempt.report.peer_tern_version.clone_from(&peer.tern_version);
         attempt.report.protocol_version = peer.protocol_version;
         let offer: Offer = attempt.wire.expect(FrameType::Offer, "waiting for the offer")?;
         attempt.report.downtime_limit_ms = offer.downtime_limit_ms;
         attempt.report.max_bandwidth_bytes_per_s = offer.max_bandwidth_bytes_per_s;
         attempt.report.max_total_time_ms = offer.max_total_time_ms;
         let sections = check(&attempt.vm, &offer.facts, offer.page_bytes)?;
-        let agreed = terms(&offer, peer.protocol_version, sections);
+        let most_channels = match &attempt.acceptor {
+            Some(acceptor) if acceptor.only_one().is_none() => CHANNELS_MAX,
+            _ => 1,
+        };
+        let agreed = terms(&offer, peer.protocol_version, sections, most_channels);
         let hashes = agreed.proofs.is_some_and(|proofs| proofs != 0);
         attempt.report.proof = hashes.then(Proof::default);
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
+        let further = gather(attempt, &peer, agreed.channels.unwrap_or(1))?;
         attempt.report.setup_us = attempt.control.elapsed_us();
-        Ok(Agreed { attempt, ram, encodings: agreed.encodings })
+        Ok(Agreed { attempt, ram, encodings: agreed.encodings, further })
     }
 }
 
 /// How the guest will come if it fits.
-pub(super) fn terms(offer: &Offer, protocol_version: u32, sections: Vec<ChosenVersion>) -> AgreedMessage {
+pub(super) fn terms(
+    offer: &Offer,
+    protocol_version: u32,
+    sections: Vec<ChosenVersion>,
+    most_channels: u32,
+) -> AgreedMessage {
     AgreedMessage {
         protocol_version,
         encodings: offer.encodings & ENCODINGS_MASK,
         proofs: offer.proofs.map(|proofs| proofs & PROOF_XXH3),
         sections,
+        channels: offer.channels.map(|channels| channels.clamp(1, most_channels)),
     }
+}
+
+/// The further connections.
+fn gather<V>(attempt: &mut Attempt<V>, peer: &Peer, channels: u32) -> Result<Vec<Wire>, MigrationError> {
+    let (Some(acceptor), 2..) = (&attempt.acceptor, channels) else { return Ok(Vec::new()) };
+    let count = (channels - 1) as usize;
+    let (further, strangers) = lobby::gather(&**acceptor, &attempt.control, &mut attempt.wire, peer, count)?;
+    attempt.report.strangers += strangers.count;
+    attempt.report.warnings.extend(strangers.texts);
+    Ok(further)
 }
 
 /// What the engine compares, and then what the machine does. An error: it can't be compared.
@@ -97,8 +123,8 @@ pub(super) fn check<V: DestinationVm>(
 
 impl<'s, V: DestinationVm> Agreed<'s, V> {
     pub(super) fn load(self) -> Result<Prepared<'s, V>, MigrationError> {
-        let Self { attempt, ram, encodings } = self;
+        let Self { attempt, ram, encodings, further } = self;
         attempt.set_status(Status::Active);
-        Loading::new(attempt, ram, encodings)?.run()
+        Loading::new(attempt, ram, encodings, further)?.run()
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::agree::{compare_all, terms};
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::vm::{Aspect, DestinationVm};
-use crate::wire::{Answer, Compared, Echo, FLAG_ANSWER, FrameType, Offer, PROBE_BYTES_MAX, Peer, Wire};
+use crate::wire::{
+    Answer, CHANNELS_MAX, Compared, Echo, FLAG_ANSWER, FrameType, Offer, PROBE_BYTES_MAX, Peer, Wire,
+};
 
 /// A real source may be waiting meanwhile: longer than this nobody is answered.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -23,7 +25,7 @@ pub(super) fn answer<V: DestinationVm>(
     wire.limit_time(SILENCE_MAX, TIME_MAX);
     let offer: Offer = wire.expect(FrameType::Offer, STATE)?;
     let Compared { aspects, chosen } = compare_all(vm, &offer.facts, offer.page_bytes)?;
-    let answer = Answer { aspects, agreed: terms(&offer, peer.protocol_version, chosen) };
+    let answer = Answer { aspects, agreed: terms(&offer, peer.protocol_version, chosen, CHANNELS_MAX) };
     wire.send(FrameType::Answer, &answer, STATE)?;
     let (mut bytes, mut all) = (0, 0);
     loop {

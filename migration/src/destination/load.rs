@@ -1,9 +1,11 @@
 //! Memory, state, and the moment from which the guest is this side's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tern_schema::StateSet;
 
+use super::channels::{Channels, is_halted};
 use super::{Attempt, vm_failed};
 use crate::error::{MigrationError, ProtocolError};
 use crate::policy::link::rate;
@@ -13,7 +15,10 @@ use crate::ram::proof::MemoryProof;
 use crate::ram::{Coded, Decoder, Decoding, ENCODINGS_PLAIN, Incoming, PageReceiver, PageRounds, RamView};
 use crate::stats::{Downtime, Round};
 use crate::vm::DestinationVm;
-use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running};
+use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running, Wire};
+
+/// The report is kept fresh so often while other connections are waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Memory arrives.
 pub(super) struct Loading<'s, V> {
@@ -22,6 +27,8 @@ pub(super) struct Loading<'s, V> {
     pages: PageReceiver,
     /// Threads that decode; none: who receives does.
     decoders: Option<Arc<Pool<Coded, MigrationError>>>,
+    /// All connections but the first.
+    channels: Channels,
     /// What the source says of the state that follows.
     state_proof: Option<u64>,
 }
@@ -38,24 +45,46 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         attempt: &'s mut Attempt<V>,
         ram: &Arc<RamView>,
         encodings: u64,
+        further: Vec<Wire>,
     ) -> Result<Self, MigrationError> {
         let started_us = Some(attempt.control.now_us());
         (attempt.live_started_us, attempt.round_started_us) = (started_us, started_us);
         let shared = Arc::new(Incoming {
             proof: attempt.report.proof.is_some().then(|| MemoryProof::new(ram.region_pages())),
-            rounds: (encodings != ENCODINGS_PLAIN).then(|| PageRounds::new(ram)),
+            rounds: (encodings != ENCODINGS_PLAIN || !further.is_empty()).then(|| PageRounds::new(ram)),
             encodings,
-            tally: Tally::new(1, &attempt.control),
+            tally: Tally::new(1 + further.len(), &attempt.control),
             ram: Arc::clone(ram),
         });
         let decoders = decoders(&shared, attempt)?;
-        let decoding = decoding(&shared, decoders.as_ref())?;
+        let decoding = decoding_by(&shared, decoders.as_ref())?;
         let pages = PageReceiver::new(&shared, 0, decoding);
-        Ok(Self { attempt, shared, pages, decoders, state_proof: None })
+        let receiver = |(number, wire)| {
+            Ok((wire, PageReceiver::new(&shared, number, decoding_by(&shared, decoders.as_ref())?)))
+        };
+        let further = (1..).zip(further).map(receiver).collect::<Result<Vec<_>, MigrationError>>()?;
+        let channels = Channels::start(further, &attempt.control)?;
+        Ok(Self { attempt, shared, pages, decoders, channels, state_proof: None })
     }
 
     /// All rounds, then the state.
     pub(super) fn run(mut self) -> Result<Prepared<'s, V>, MigrationError> {
+        match self.rounds() {
+            Ok(()) => self.load_state(),
+            Err(error) => Err(self.cause(error)),
+        }
+    }
+
+    /// What has really failed, if this is only what it has left.
+    fn cause(&self, error: MigrationError) -> MigrationError {
+        if !is_halted(&error) {
+            return error;
+        }
+        let decoding = || self.decoders.as_ref().and_then(|decoders| decoders.wait().err());
+        self.channels.fault().filter(|fault| !is_halted(fault)).or_else(decoding).unwrap_or(error)
+    }
+
+    fn rounds(&mut self) -> Result<(), MigrationError> {
         const STATE: &str = "receiving memory";
         loop {
             let header = self.attempt.wire.receive(STATE)?;
@@ -66,9 +95,8 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
                     self.attempt.publish_if_old();
                 }
                 FrameType::RoundEnd => {
-                    let last = self.end_round()?;
-                    if last {
-                        return self.load_state();
+                    if self.end_round()? {
+                        return Ok(());
                     }
                 }
                 _ => return Err(self.attempt.wire.unexpected(&header, STATE, "pages or round-end")),
@@ -86,6 +114,10 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
     fn end_round(&mut self) -> Result<bool, MigrationError> {
         let told: RoundEnd = self.attempt.wire.message(FrameType::RoundEnd)?;
         let RoundEnd { pages, last, .. } = told;
+        while !self.channels.all_here(LOOK_EVERY)? {
+            self.note_moved();
+            self.attempt.publish_if_old();
+        }
         if let Some(decoders) = &self.decoders {
             decoders.wait()?;
         }
@@ -116,6 +148,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
             self.attempt.report.remaining_bytes = Some(0);
         }
         self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
+        self.channels.release(last);
         Ok(last)
     }
 
@@ -198,14 +231,22 @@ fn decoders<V>(
     let mut all = all.into_iter();
     let make = |_| -> Worker<Coded, MigrationError> {
         let mut decoder = all.next();
-        Box::new(move |coded| decoder.as_mut().map_or(Ok(()), |decoder| decoder.decode(&coded)))
+        let control = Arc::clone(&attempt.control);
+        Box::new(move |coded| {
+            let result = decoder.as_mut().map_or(Ok(()), |decoder| decoder.decode(&coded));
+            if result.is_err() {
+                // Those who receive may be waiting.
+                control.halt.cancel();
+            }
+            result
+        })
     };
     let pool = Pool::start(&attempt.control, "decode", threads, make);
     let pool = pool.map_err(|source| MigrationError::Thread { action: "be started", source })?;
     Ok(Some(Arc::new(pool)))
 }
 
-fn decoding(
+fn decoding_by(
     shared: &Arc<Incoming>,
     decoders: Option<&Arc<Pool<Coded, MigrationError>>>,
 ) -> Result<Decoding, MigrationError> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::stream::{Heard, Stream};
-use crate::channel::{Acceptor, Connection, Route};
+use crate::channel::{Acceptor, CONNECT_TIMEOUT, Connection, Route};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::stats::Side;
@@ -27,6 +27,7 @@ const HELLO_BYTES_MAX: usize = MAGIC.len() + HEADER_BYTES + 4096;
 /// Texts on strangers that are kept for the report; all are counted.
 const TEXTS_KEPT: usize = 8;
 const STATE: &str = "waiting for the peer to introduce itself";
+const GATHERING: &str = "waiting for the further connections of the migration";
 
 /// A source that has introduced itself.
 pub(super) struct Met {
@@ -57,13 +58,94 @@ pub(super) fn meet<V: DestinationVm>(
     acceptor: &dyn Acceptor,
     control: &Arc<Control>,
 ) -> Result<Met, MigrationError> {
-    let mut guests: Vec<Guest> = Vec::new();
-    let mut strangers = Strangers::default();
-    let mut turn_away = |error: &MigrationError| strangers.add(error, control);
+    let mut lobby = Lobby::new(acceptor, control);
     loop {
-        while let Some(connection) = accept(acceptor, &guests)? {
+        let Some(connection) = lobby.next(None)? else { continue };
+        control.restart_clock();
+        match meet_one(vm, connection, control) {
+            Ok(Some((wire, route, peer))) => {
+                return Ok(Met { wire, route, peer, strangers: lobby.strangers });
+            }
+            Ok(None) => {}
+            Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
+            Err(error) => lobby.strangers.add(&error, control),
+        }
+    }
+}
+
+/// Waits for the further connections of the migration that `peer` has begun on `first`: `count` of them, in the order of
+/// their numbers. Who else comes meanwhile is turned away.
+pub(super) fn gather(
+    acceptor: &dyn Acceptor,
+    control: &Arc<Control>,
+    first: &mut Wire,
+    peer: &Peer,
+    count: usize,
+) -> Result<(Vec<Wire>, Strangers), MigrationError> {
+    let mut lobby = Lobby::new(acceptor, control);
+    let mut found: Vec<Option<Wire>> = (0..count).map(|_| None).collect();
+    let began_us = control.now_us();
+    while found.iter().any(Option::is_none) {
+        // The source has nothing to say there before all are open, but that it gives up.
+        if first.peer_spoke() {
+            let header = first.receive(GATHERING)?;
+            return Err(first.unexpected(&header, GATHERING, "nothing"));
+        }
+        if control.since_us(began_us) > CONNECT_TIMEOUT.as_micros() as u64 {
+            let timeout_ms = CONNECT_TIMEOUT.as_millis() as u64;
+            return Err(LinkError::Stalled { state: GATHERING, timeout_ms }.into());
+        }
+        let Some(connection) = lobby.next(Some(first))? else { continue };
+        let mut wire = Wire::new(connection, Side::Destination, control);
+        match take_in(&mut wire, peer, &found) {
+            Ok(place) => {
+                wire.belong_to(first);
+                if let Some(place) = found.get_mut(place) {
+                    *place = Some(wire);
+                }
+            }
+            Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
+            Err(error) => {
+                wire.farewell(&error);
+                lobby.strangers.add(&error, control);
+            }
+        }
+    }
+    Ok((found.into_iter().flatten().collect(), lobby.strangers))
+}
+
+/// The place of a further connection that has introduced itself as one of this migration.
+fn take_in(wire: &mut Wire, first: &Peer, found: &[Option<Wire>]) -> Result<usize, MigrationError> {
+    let peer = greet(wire)?;
+    if peer.purpose != Purpose::Channel || peer.session_id != first.session_id {
+        let (found, expected) = (peer.session, first.session.clone());
+        return Err(ProtocolError::Session { found, expected }.into());
+    }
+    let place = (peer.index as usize).checked_sub(1).filter(|place| matches!(found.get(*place), Some(None)));
+    let (frame, field, max) = ("hello", "index, each once,", found.len() as u64);
+    place.ok_or_else(|| ProtocolError::Limit { frame, field, found: peer.index.into(), max }.into())
+}
+
+/// All who have connected and not introduced themselves yet.
+struct Lobby<'l> {
+    acceptor: &'l dyn Acceptor,
+    control: &'l Arc<Control>,
+    guests: Vec<Guest>,
+    strangers: Strangers,
+}
+
+impl<'l> Lobby<'l> {
+    fn new(acceptor: &'l dyn Acceptor, control: &'l Arc<Control>) -> Self {
+        Self { acceptor, control, guests: Vec::new(), strangers: Strangers::default() }
+    }
+
+    /// Somebody whose hello is there, or something that will never be one. `first`: a connection on which something may be
+    /// said meanwhile. None: look at what else has changed.
+    fn next(&mut self, first: Option<&Wire>) -> Result<Option<Connection>, MigrationError> {
+        let Self { acceptor, control, guests, strangers } = self;
+        while let Some(connection) = accept(*acceptor, guests)? {
             if guests.len() >= GUESTS_MAX {
-                turn_away(&stalled(control, guests.remove(0).since_us));
+                strangers.add(&stalled(control, guests.remove(0).since_us), control);
             }
             guests.push(Guest { connection, since_us: control.now_us(), began: false });
         }
@@ -71,26 +153,18 @@ pub(super) fn meet<V: DestinationVm>(
         while let Some(guest) = guests.get_mut(place) {
             match guest.look(control) {
                 Ok(false) => place += 1,
-                Ok(true) => {
-                    control.restart_clock();
-                    let connection = guests.remove(place).connection;
-                    match meet_one(vm, connection, control) {
-                        Ok(Some((wire, route, peer))) => return Ok(Met { wire, route, peer, strangers }),
-                        Ok(None) => {}
-                        Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
-                        Err(error) => turn_away(&error),
-                    }
-                }
+                Ok(true) => return Ok(Some(guests.remove(place).connection)),
                 Err(error) => {
-                    turn_away(&error);
+                    strangers.add(&error, control);
                     guests.remove(place);
                 }
             }
         }
         // Who was turned away may have been the only one who could come.
         if guests.len() == before {
-            wait(acceptor, &guests, control)?;
+            wait(*acceptor, guests, first, control)?;
         }
+        Ok(None)
     }
 }
 
@@ -166,6 +240,7 @@ fn meet_one<V: DestinationVm>(
             control.observer.asked(&differing);
             Ok(None)
         }
+        Purpose::Channel => Err(ProtocolError::NoSession { found: peer.session }.into()),
     });
     match met {
         Ok(peer) => Ok(peer.map(|peer| (wire, route, peer))),
@@ -177,13 +252,19 @@ fn meet_one<V: DestinationVm>(
 }
 
 /// Until somebody connects, speaks or has had its time, or it is cancelled.
-fn wait(acceptor: &dyn Acceptor, guests: &[Guest], control: &Control) -> Result<(), MigrationError> {
+fn wait(
+    acceptor: &dyn Acceptor,
+    guests: &[Guest],
+    first: Option<&Wire>,
+    control: &Control,
+) -> Result<(), MigrationError> {
     let silent = guests.iter().filter(|guest| !guest.began).map(|guest| &*guest.connection.stream);
-    let streams: Vec<&dyn Stream> = silent.collect();
+    let streams: Vec<&dyn Stream> = silent.chain(first.map(Wire::stream)).collect();
     let left = guests
         .iter()
         .map(|guest| HELLO_TIMEOUT.saturating_sub(Duration::from_micros(control.since_us(guest.since_us))))
         .min();
     let pause = guests.iter().any(|guest| guest.began).then_some(HELLO_PAUSE);
-    acceptor.wait(&streams, control, left.into_iter().chain(pause).min())
+    let patience = first.map(|_| CONNECT_TIMEOUT);
+    acceptor.wait(&streams, control, left.into_iter().chain(pause).chain(patience).min())
 }

@@ -36,7 +36,8 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
         downtime.final_ram_us = timed(&control, || send_last_pages(&mut rounds))?;
         let Rounds { attempt, state, .. } = rounds;
         let sending_us = attempt.control.now_us();
-        downtime.load_us = attempt.carrier.state(&state, running && !attempt.live.get().capabilities.arrive_paused)?;
+        downtime.load_us =
+            attempt.carrier.state(&state, running && !attempt.live.get().capabilities.arrive_paused)?;
         downtime.state_send_us = Some(attempt.control.since_us(sending_us));
         attempt.report.bytes.state += state.len() as u64;
         Ok(Offered { attempt, stop_started_us, downtime })

@@ -8,11 +8,11 @@ use tern_schema::ChosenVersion;
 
 use super::carrier::{Carrier, Hashed, Proposal, Terms};
 use super::lanes::{Flow, Lane};
-use crate::channel::Connection;
 use crate::channel::throttle::Throttle;
+use crate::channel::{CONNECT_TIMEOUT, Connection, Connector};
 use crate::config::LiveParameters;
 use crate::control::Control;
-use crate::error::{MigrationError, ProtocolError};
+use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::ram::compress::{self, Method};
 use crate::ram::job::{Job, Moved};
 use crate::ram::pool::worker_threads;
@@ -21,13 +21,21 @@ use crate::ram::{ENCODINGS_PLAIN, Encoding, Outgoing, PageCache, RamView, encodi
 use crate::stats::{Report, Side, XbzrleReport};
 use crate::vm::{GuestRam, SectionOffer};
 use crate::wire::{
-    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Wire, introduce,
+    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Peer, Prepared, Purpose, RoundEnd, Running, Sync, Wire,
+    introduce, join, joined,
 };
+
+/// The first connection is looked at so often while another one is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Connections that are opened before an answer is waited for.
+const OPENED_AT_ONCE: usize = 8;
 
 /// The connections to a destination.
 pub(crate) struct Link {
     /// The first one, which messages and state take.
     main: Arc<Lane>,
+    /// How further ones are made, if they can be.
+    connector: Option<Arc<dyn Connector>>,
     live: LiveParameters,
     control: Arc<Control>,
     /// From `agree` on.
@@ -35,9 +43,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(connection: Connection, live: &LiveParameters, control: &Arc<Control>) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        connector: Option<&Arc<dyn Connector>>,
+        live: &LiveParameters,
+        control: &Arc<Control>,
+    ) -> Self {
         let main = Lane::new(Wire::new(connection, Side::Source, control));
-        Self { main, live: live.clone(), control: Arc::clone(control), flow: None }
+        let (connector, live, control) = (connector.map(Arc::clone), live.clone(), Arc::clone(control));
+        Self { main, connector, live, control, flow: None }
     }
 
     /// Nothing is sent any more but last words.
@@ -52,8 +66,60 @@ impl Link {
         self.flow.as_ref().ok_or_else(|| self.control.halted("sending memory"))
     }
 
+    /// Only one connection, if there can't be more.
+    fn limit_channels(&self, offer: &mut Offer, report: &mut Report) {
+        let reason = match &self.connector {
+            Some(connector) => connector.only_one(),
+            None => Some("it was made by others"),
+        };
+        if let (Some(reason), Some(channels)) = (reason, offer.channels) {
+            offer.channels = None;
+            report.warnings.push(format!("1 connection instead of {channels}: {reason}"));
+        }
+    }
+
+    /// Makes all connections but the first.
+    fn further(&self, first: &mut Wire, peer: &Peer, channels: u32) -> Result<Vec<Wire>, MigrationError> {
+        let Some(connector) = &self.connector else { return Ok(Vec::new()) };
+        let numbers: Vec<u32> = (1..channels).collect();
+        let mut further = Vec::with_capacity(numbers.len());
+        // Few at once: the other side looks at so many strangers only.
+        for numbers in numbers.chunks(OPENED_AT_ONCE) {
+            let begun = further.len();
+            for number in numbers {
+                let mut wire = Wire::new(connector.connect(&self.control)?, Side::Source, &self.control);
+                join(&mut wire, peer.session_id, *number)?;
+                wire.belong_to(first);
+                further.push(wire);
+            }
+            for (number, wire) in numbers.iter().zip(further.iter_mut().skip(begun)) {
+                self.await_answer(first, wire)?;
+                joined(wire, peer.session_id, *number)?;
+            }
+        }
+        Ok(further)
+    }
+
+    /// Until the other end has said something on a further connection; if it gives up it says so on the first one.
+    fn await_answer(&self, first: &mut Wire, wire: &mut Wire) -> Result<(), MigrationError> {
+        const STATE: &str = "opening further connections";
+        let began_us = self.control.now_us();
+        while !wire.peer_speaks_within(LOOK_EVERY) {
+            self.control.check(STATE)?;
+            if first.peer_spoke() {
+                let header = first.receive(STATE)?;
+                return Err(first.unexpected(&header, STATE, "nothing"));
+            }
+            if self.control.since_us(began_us) > CONNECT_TIMEOUT.as_micros() as u64 {
+                let timeout_ms = CONNECT_TIMEOUT.as_millis() as u64;
+                return Err(LinkError::Stalled { state: STATE, timeout_ms }.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Starts what pages flow through.
-    fn open(&mut self, ram: &GuestRam, terms: &Terms) -> Result<(), MigrationError> {
+    fn open(&mut self, ram: &GuestRam, terms: &Terms, further: Vec<Wire>) -> Result<(), MigrationError> {
         let parameters = self.live.get();
         let ram = Arc::new(RamView::new(ram));
         let agreed = |row: &'static Method| terms.encodings & (1 << row.encoding) != 0;
@@ -71,7 +137,8 @@ impl Link {
             method,
             ram,
         };
-        let lanes = vec![Arc::clone(&self.main)];
+        let lanes: Vec<_> =
+            [Arc::clone(&self.main)].into_iter().chain(further.into_iter().map(Lane::new)).collect();
         let threads = threads(lanes.len(), method.is_some(), parameters.compress_threads);
         let throttle = Throttle::new(&self.live, &self.control);
         self.flow = Some(Flow::start(lanes, outgoing, throttle, threads, &self.control)?);
@@ -91,10 +158,12 @@ fn threads(channels: usize, compressed: bool, compress_threads: u64) -> usize {
 /// What the destination's answer means; only what was offered can be chosen.
 pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Result<Terms, ProtocolError> {
     let proofs = answer.proofs.unwrap_or(0);
+    let (offered, channels) = (offer.channels.unwrap_or(1), u64::from(answer.channels.unwrap_or(1).max(1)));
     let chosen = [
         ("protocol version", u64::from(answer.protocol_version), u64::from(protocol_version)),
         ("encodings that were not offered", answer.encodings & !offer.encodings, 0),
         ("encodings that are always there", answer.encodings & ENCODINGS_PLAIN, ENCODINGS_PLAIN),
+        ("connections beyond what was offered", channels.saturating_sub(offered.into()), 0),
         ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
     ];
     for (field, found, expected) in chosen {
@@ -126,24 +195,30 @@ impl Carrier for Link {
     }
 
     fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError> {
-        let Proposal { offer, ram, .. } = proposal;
+        let Proposal { mut offer, ram, .. } = proposal;
+        self.limit_channels(&mut offer, report);
         let mut wire = self.main.wire();
         let asked_us = self.control.now_us();
         let peer = introduce(&mut wire, Purpose::Migration)?;
         let round_trip_us = self.control.since_us(asked_us);
-        report.session = peer.session;
-        report.peer_tern_version = peer.tern_version;
+        report.session.clone_from(&peer.session);
+        report.peer_tern_version.clone_from(&peer.tern_version);
         report.protocol_version = peer.protocol_version;
         wire.send(FrameType::Offer, &offer, "offering the guest")?;
         let answer: Agreed = wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
-        drop(wire);
         let terms = Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? };
+        let channels = answer.channels.unwrap_or(1).max(1);
+        let further = self.further(&mut wire, &peer, channels)?;
+        drop(wire);
+        if offer.channels.is_some_and(|wanted| wanted != channels) {
+            report.warnings.push(format!("the destination takes {channels} connections"));
+        }
         let refused = offer.encodings & !terms.encodings;
         if refused != 0 {
             let names = encoding_names(refused).join(", ");
             report.warnings.push(format!("the destination's release does not know {names}: sent without"));
         }
-        self.open(ram, &terms)?;
+        self.open(ram, &terms, further)?;
         Ok(terms)
     }
 
@@ -188,8 +263,14 @@ impl Carrier for Link {
     }
 
     fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
+        const STATE: &str = "ending a round";
+        for lane in self.flow()?.shared.lanes.iter().skip(1) {
+            let mut wire = lane.wire();
+            wire.send(FrameType::Sync, &Sync { pages: lane.take_round_pages() }, STATE)?;
+            wire.epoch = wire.epoch.wrapping_add(1);
+        }
         let mut wire = self.main.wire();
-        wire.send(FrameType::RoundEnd, end, "ending a round")?;
+        wire.send(FrameType::RoundEnd, end, STATE)?;
         wire.epoch = wire.epoch.wrapping_add(1);
         Ok(())
     }

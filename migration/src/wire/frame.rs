@@ -41,6 +41,7 @@ pub(crate) enum FrameType {
     Answer = 12,
     Probe = 13,
     Echo = 14,
+    Sync = 15,
 }
 
 /// One row of the table.
@@ -76,6 +77,7 @@ pub(crate) const FRAMES: &[FrameInfo] = &[
     row(FrameType::Answer, "answer", 1 << 20, 0),
     row(FrameType::Probe, "probe", 1 << 20, FLAG_ANSWER),
     row(FrameType::Echo, "echo", 4096, 0),
+    row(FrameType::Sync, "sync", 4096, 0),
 ];
 
 impl FrameType {

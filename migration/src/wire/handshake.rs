@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::{FrameType, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, TERN_VERSION, Wire};
+use super::{CHANNELS_MAX, FrameType, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, TERN_VERSION, Wire};
 use crate::error::{LinkError, MigrationError, ProtocolError};
 
 /// Longest name of the peer's that a text of ours repeats.
@@ -17,14 +17,40 @@ pub(crate) struct Peer {
     pub(crate) session: String,
     pub(crate) protocol_version: u32,
     pub(crate) purpose: Purpose,
+    /// The session as it is on the wire.
+    pub(crate) session_id: SessionId,
+    /// Which of several with this purpose.
+    pub(crate) index: u32,
 }
+
+/// Number of a migration.
+pub(crate) type SessionId = [u8; 16];
 
 const STATE: &str = "introducing itself";
 
 /// The source introduces itself and hears who is there.
 pub(crate) fn introduce(wire: &mut Wire, purpose: Purpose) -> Result<Peer, MigrationError> {
     let session = new_session().map_err(|source| LinkError::Io { state: STATE, source })?;
-    send_hello(wire, session, purpose)?;
+    send_hello(wire, session, purpose, 0)?;
+    hear_answer(wire, session, purpose, 0)
+}
+
+/// The source introduces a further connection of its migration; [`joined`] hears the answer.
+pub(crate) fn join(wire: &mut Wire, session: SessionId, index: u32) -> Result<(), MigrationError> {
+    send_hello(wire, session, Purpose::Channel, index)
+}
+
+/// The destination has taken that connection.
+pub(crate) fn joined(wire: &mut Wire, session: SessionId, index: u32) -> Result<(), MigrationError> {
+    hear_answer(wire, session, Purpose::Channel, index).map(drop)
+}
+
+fn hear_answer(
+    wire: &mut Wire,
+    session: SessionId,
+    purpose: Purpose,
+    index: u32,
+) -> Result<Peer, MigrationError> {
     wire.receive_magic()?;
     let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
     if peer.session != session {
@@ -36,6 +62,10 @@ pub(crate) fn introduce(wire: &mut Wire, purpose: Purpose) -> Result<Peer, Migra
         // Such as a release that knows nothing but migrations.
         return Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into());
     }
+    if peer.index != index {
+        let (frame, field, found, expected) = ("hello", "index", peer.index.into(), index.into());
+        return Err(ProtocolError::Mismatch { frame, field, found, expected }.into());
+    }
     Ok(peer)
 }
 
@@ -44,11 +74,16 @@ pub(crate) fn greet(wire: &mut Wire) -> Result<Peer, MigrationError> {
     wire.receive_magic()?;
     let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
     let purpose = Purpose::from_role(peer.role).unwrap_or(Purpose::Migration);
-    send_hello(wire, peer.session, purpose)?;
+    send_hello(wire, peer.session, purpose, peer.index)?;
     checked(peer)
 }
 
-fn send_hello(wire: &mut Wire, session: [u8; 16], purpose: Purpose) -> Result<(), MigrationError> {
+fn send_hello(
+    wire: &mut Wire,
+    session: SessionId,
+    purpose: Purpose,
+    index: u32,
+) -> Result<(), MigrationError> {
     wire.send_magic()?;
     let hello = Hello {
         protocol_min: PROTOCOL_MIN,
@@ -56,7 +91,7 @@ fn send_hello(wire: &mut Wire, session: [u8; 16], purpose: Purpose) -> Result<()
         tern_version: TERN_VERSION.to_owned(),
         session,
         role: purpose as u8,
-        index: 0,
+        index,
     };
     wire.send(FrameType::Hello, &hello, STATE)
 }
@@ -79,11 +114,14 @@ fn checked(peer: Hello) -> Result<Peer, MigrationError> {
     let Some(purpose) = Purpose::from_role(peer.role) else {
         return mismatch("role", peer.role.into(), Purpose::Migration as u64);
     };
-    if peer.index != 0 {
-        return mismatch("index", peer.index.into(), 0);
+    let most = if purpose == Purpose::Channel { CHANNELS_MAX.saturating_sub(1) } else { 0 };
+    let least = u32::from(purpose == Purpose::Channel);
+    if !(least..=most).contains(&peer.index) {
+        return mismatch("index", peer.index.into(), most.into());
     }
     let (tern_version, session) = (readable(&peer.tern_version), hex(&peer.session));
-    Ok(Peer { tern_version, session, protocol_version, purpose })
+    let (session_id, index) = (peer.session, peer.index);
+    Ok(Peer { tern_version, session, protocol_version, purpose, session_id, index })
 }
 
 fn new_session() -> io::Result<[u8; 16]> {

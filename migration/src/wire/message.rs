@@ -11,6 +11,8 @@ pub(crate) const PROTOCOL_MIN: u32 = 1;
 pub(crate) const PROTOCOL_MAX: u32 = 1;
 /// This build's release.
 pub(crate) const TERN_VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Most connections of one migration.
+pub(crate) const CHANNELS_MAX: u32 = 64;
 /// Most bytes of all probes of a check.
 pub(crate) const PROBE_BYTES_MAX: u64 = 256 << 20;
 
@@ -21,11 +23,13 @@ pub(crate) enum Purpose {
     Migration = 1,
     /// Only questions: would it fit, and how fast is the link?
     Check = 2,
+    /// A further connection of a migration: memory alone.
+    Channel = 3,
 }
 
 impl Purpose {
     pub(crate) fn from_role(role: u8) -> Option<Self> {
-        [Self::Migration, Self::Check].into_iter().find(|purpose| *purpose as u8 == role)
+        [Self::Migration, Self::Check, Self::Channel].into_iter().find(|purpose| *purpose as u8 == role)
     }
 }
 
@@ -64,6 +68,8 @@ record! {
         [6 optional] max_total_time_ms: Option<u64>,
         /// Bit n: the source can prove with scheme n that all has arrived.
         [7 optional] proofs: Option<u64>,
+        /// Connections that memory could take, this one included; none: this one.
+        [8 optional] channels: Option<u32>,
     }
 }
 
@@ -78,6 +84,8 @@ record! {
         [3 optional] proofs: Option<u64>,
         /// For each section that both sides have, the version in which it is to be sent.
         [4 optional] sections: Vec<ChosenVersion>,
+        /// Connections that memory takes, this one included; none: this one.
+        [5 optional] channels: Option<u32>,
     }
 }
 
@@ -134,6 +142,14 @@ record! {
         [10 optional] memory_proof: Option<u64>,
         /// Likewise: of the state that follows.
         [11 optional] state_proof: Option<u64>,
+    }
+}
+
+record! {
+    /// Source, on a further connection: all its pages of a round have been sent.
+    pub struct Sync {
+        /// Page records on this connection in this round.
+        [1] pages: u64,
     }
 }
 

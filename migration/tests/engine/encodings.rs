@@ -13,7 +13,7 @@ pub fn parameters(changes: &serde_json::Value) -> LiveParameters {
     LiveParameters::new(Parameters::default().merged(changes.as_object().unwrap()).unwrap())
 }
 
-fn xbzrle(on: bool) -> serde_json::Value {
+pub fn xbzrle(on: bool) -> serde_json::Value {
     json!([{"capability": "xbzrle", "state": on}])
 }
 

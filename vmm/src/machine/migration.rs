@@ -149,8 +149,8 @@ impl Machine {
     pub(super) fn await_guest(&mut self) {
         let (Some(receiver), true) = (self.receiver.clone(), self.vm.is_some()) else { return };
         let uri = receiver.acceptor.route().place().to_owned();
-        let receive = move |vm, Attempt { control, .. }: Attempt| {
-            let end = destination::receive_from(vm, &receiver.acceptor, &control);
+        let receive = move |vm, Attempt { control, live, .. }: Attempt| {
+            let end = destination::receive_with(vm, &receiver.acceptor, &live, &control);
             if end
                 .as_ref()
                 .is_err_and(|failure| matches!(failure.error, MigrationError::Link(LinkError::Listen { .. })))
