@@ -7,6 +7,7 @@ pub(crate) mod compress;
 mod decoder;
 mod encode;
 mod encoder;
+mod group;
 mod guest;
 pub(crate) mod job;
 pub(crate) mod pool;
@@ -20,6 +21,7 @@ pub(crate) use cache::PageCache;
 pub(crate) use decoder::{Coded, Decoder};
 pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, ENCODINGS_PLAIN, Encoding, EncodingInfo, encoding_names};
 pub(crate) use encoder::{Encoder, Outgoing};
+pub(crate) use group::{Auto, Compression};
 pub(crate) use guest::RamView;
 pub(crate) use receive::{Decoding, Incoming, PageReceiver, PageRounds};
 #[doc(hidden)]

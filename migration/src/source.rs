@@ -273,6 +273,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         self.report.total_us = self.control.elapsed_us();
         self.report.bytes.messages = self.carrier.message_bytes();
         self.report.xbzrle = self.carrier.deltas();
+        self.report.compression = self.carrier.chosen();
         self.report.link_bytes_per_s = self.meter.measured_bytes_per_s();
         self.published_us = self.report.total_us;
         let mut shown = self.report.clone();

@@ -146,6 +146,8 @@ pub struct Report {
     pub channels: Vec<ChannelCount>,
     /// Source: what the cache for deltas does; none where they were not agreed.
     pub xbzrle: Option<XbzrleReport>,
+    /// Source, with `compress=auto`: what was chosen last, and why.
+    pub compression: Option<String>,
     /// Bytes on the wire by kind.
     pub bytes: Bytes,
     /// One entry a round; the last is the one with the guest stopped.
@@ -424,6 +426,7 @@ impl Report {
             encodings: Vec::new(),
             channels: Vec::new(),
             xbzrle: None,
+            compression: None,
             bytes: Bytes::default(),
             rounds: Vec::with_capacity(ROUNDS_KEPT),
             rounds_forgotten: 0,

@@ -10,7 +10,7 @@ use super::parameter::{Kind, Parameter, Place, Scope};
 use crate::dirty::DIRTY_LOG_CHOICES;
 
 /// What `compress` may be.
-const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib"];
+const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib", "auto"];
 
 /// The choice of `on-timeout` that ends in a long stop instead of a failure.
 pub const ON_TIMEOUT_STOP: &str = "stop";
@@ -30,11 +30,11 @@ pub const PARAMETERS: &[Parameter] = &[
         .means("Connections that memory takes at the same time."),
     Parameter::choice("compress", COMPRESS, |p| &mut p.compress)
         .fixed()
-        .means("How pages are compressed, up to 16 together."),
+        .means("How pages are compressed, up to 16 together; auto: by what the link and the processors make best."),
     Parameter::number("compress-level", "level", 1..=19, 0, |p| &mut p.compress_level)
         .zero_is("the method's default")
         .fixed()
-        .means("Level of the compression; a method takes the nearest that it has: zlib has 1 to 9, zstd 1 to 19, lz4 one."),
+        .means("Level of the compression; a method takes the nearest that it has: zlib has 1 to 9, zstd 1 to 19, lz4 one; auto takes the defaults."),
     Parameter::number("compress-threads", "threads", 1..=64, 0, |p| &mut p.compress_threads)
         .zero_is("one a CPU, at most 8")
         .fixed()

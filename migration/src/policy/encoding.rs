@@ -19,7 +19,7 @@
 //! sampled(candidate, pages, trial)           if so: for each of methods(), what it made of the group
 //! candidate() -> Candidate                   how the group is written
 //! sent(now_us, sent)                         after a batch: closes a window each 50 ms and decides
-//! stopped() -> Choice                        once, for the last round
+//! stop()                                     before the last round
 //! choice() -> Choice                         for the report: `to_string()` is the reason in words
 //! ```
 

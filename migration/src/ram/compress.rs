@@ -37,6 +37,9 @@ pub(crate) struct Method {
     pub(crate) decompressor: fn() -> Result<Box<dyn Decompressor>, CompressError>,
 }
 
+/// In place of a method's name: whichever is best now.
+pub(crate) const AUTO: &str = "auto";
+
 /// All methods, by rising cost.
 pub(crate) const METHODS: &[Method] = &[lz4::METHOD, zstd::METHOD, zlib::METHOD];
 

@@ -8,6 +8,7 @@
 //! content: then it is copied once, and the copy is what is hashed, cached, encoded and sent.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,8 +17,9 @@ use std::time::Instant;
 
 use super::batch::{Batch, PageRecord};
 use super::cache::{CacheCounts, PageCache};
-use super::compress::{Compressor, GROUP_PAGES_MAX, Method};
+use super::compress::GROUP_PAGES_MAX;
 use super::encode::{BASE_BYTES, Encoding};
+use super::group::{Auto, Compression, GroupEncoder};
 use super::guest::RamView;
 use super::job::Job;
 use super::proof::{MemoryProof, PageBytes, page_hash};
@@ -39,8 +41,8 @@ pub(crate) struct Outgoing {
     pub(crate) cache: Option<PageCache>,
     /// Pages that had changed too much for a delta.
     pub(crate) overflows: AtomicU64,
-    /// How groups are compressed, and at what level.
-    pub(crate) method: Option<(&'static Method, u32)>,
+    /// How groups are compressed, if they are.
+    pub(crate) compression: Option<Compression>,
 }
 
 impl Outgoing {
@@ -50,16 +52,24 @@ impl Outgoing {
         Some(XbzrleReport { hits, misses, evictions, refusals, overflows: self.overflows.load(Relaxed) })
     }
 
+    /// What chooses how to compress, if something does.
+    pub(crate) fn auto(&self) -> Option<&Auto> {
+        match &self.compression {
+            Some(Compression::Auto(auto)) => Some(auto),
+            _ => None,
+        }
+    }
+
     /// Does content have to be copied before it is sent?
     fn copies(&self) -> bool {
-        self.cache.is_some() || self.method.is_some()
+        self.cache.is_some() || self.compression.is_some()
     }
 }
 
 /// Makes batches.
 pub(crate) struct Encoder {
     shared: Arc<Outgoing>,
-    compressor: Option<(Encoding, Box<dyn Compressor>)>,
+    groups: Option<GroupEncoder>,
     records: Vec<PageRecord>,
     /// Where each record's data is.
     places: Vec<Place>,
@@ -83,13 +93,12 @@ enum Place {
 
 impl Encoder {
     pub(crate) fn new(shared: &Arc<Outgoing>) -> Result<Self, MigrationError> {
-        let compressor = match shared.method {
-            Some((method, level)) => Some(compressor(method, level)?),
-            None => None,
-        };
+        let groups = shared.compression.as_ref().map(GroupEncoder::new).transpose();
+        let failed = |error| MigrationError::Thread { action: "compress", source: io::Error::other(error) };
+        let groups = groups.map_err(failed)?;
         Ok(Self {
             shared: Arc::clone(shared),
-            compressor,
+            groups,
             records: Vec::new(),
             places: Vec::new(),
             plain: Vec::new(),
@@ -111,8 +120,8 @@ impl Encoder {
                 .as_ref()
                 .map_or(Ok(()), |proof| proof.add(&shared.ram, &self.records, &mut self.copy));
         }
-        job.pages().try_for_each(|(region, page)| self.add_copied(&shared, job.round, region, page))?;
-        self.close_group();
+        job.pages().try_for_each(|(region, page)| self.add_copied(&shared, job, region, page))?;
+        self.close_group(&shared, job.live);
         Ok(())
     }
 
@@ -141,7 +150,7 @@ impl Encoder {
     fn add_copied(
         &mut self,
         shared: &Outgoing,
-        round: u32,
+        job: &Job,
         region: u16,
         page: u64,
     ) -> Result<(), MigrationError> {
@@ -161,17 +170,17 @@ impl Encoder {
             proof.set(region, page, page_hash(region, page, &self.copy));
             proof.spent(started);
         }
-        if self.add_delta(shared, round, region, page) {
+        if self.add_delta(shared, job.round, region, page) {
             return Ok(());
         }
         let start = self.plain.len();
         self.plain.extend_from_slice(&*self.copy);
-        if self.compressor.is_some() {
+        if self.groups.is_some() {
             self.group.push(self.records.len());
         }
         self.push(region, page, Encoding::Raw, PAGE, Place::Plain(start..start + PAGE));
         if self.group.len() == GROUP_PAGES_MAX {
-            self.close_group();
+            self.close_group(shared, job.live);
         }
         Ok(())
     }
@@ -201,16 +210,19 @@ impl Encoder {
     }
 
     /// Compresses the pages that were collected; if that is not worth it they stay raw.
-    fn close_group(&mut self) {
-        let Some((encoding, compressor)) = &mut self.compressor else { return };
+    fn close_group(&mut self, shared: &Outgoing, live: bool) {
+        let (Some(compression), Some(groups)) = (&shared.compression, &mut self.groups) else { return };
         let start = self.coded.len();
         let first = self.plain.len().saturating_sub(self.group.len() * PAGE);
         let pages = self.plain.get(first..).unwrap_or_default();
-        if !pages.is_empty() && !self.group.is_empty() && compressor.compress(pages, &mut self.coded) {
+        if !pages.is_empty()
+            && !self.group.is_empty()
+            && let Some(encoding) = groups.compress(compression, pages, live, &mut self.coded)
+        {
             let mut block = start..self.coded.len();
             for at in &self.group {
                 if let (Some(record), Some(place)) = (self.records.get_mut(*at), self.places.get_mut(*at)) {
-                    (record.encoding, record.data_bytes) = (*encoding, block.len() as u32);
+                    (record.encoding, record.data_bytes) = (encoding, block.len() as u32);
                     *place = Place::Coded(block.clone());
                 }
                 // The data is the first one's.
@@ -219,6 +231,11 @@ impl Encoder {
             self.plain.truncate(first);
         }
         self.group.clear();
+    }
+
+    /// Time that it took since this was last asked to try out methods of compression.
+    pub(crate) fn take_trials_us(&mut self) -> u64 {
+        self.groups.as_mut().map_or(0, GroupEncoder::take_trials_us)
     }
 
     /// What was encoded last.
@@ -245,17 +262,6 @@ impl Encoder {
         let data_bytes = data.iter().map(OutSpan::len).sum();
         Ok(Batch { records: &self.records, data, data_bytes })
     }
-}
-
-fn compressor(
-    method: &'static Method,
-    level: u32,
-) -> Result<(Encoding, Box<dyn Compressor>), MigrationError> {
-    let failed = |source| MigrationError::Thread { action: "compress", source };
-    let unknown = || failed(std::io::Error::other(format!("{} has no encoding", method.name)));
-    let row = Encoding::from_number(method.encoding).ok_or_else(unknown)?;
-    let made = (method.compressor)(level).map_err(|error| failed(std::io::Error::other(error)))?;
-    Ok((row.encoding, made))
 }
 
 impl fmt::Debug for Encoder {

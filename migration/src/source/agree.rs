@@ -66,7 +66,9 @@ pub(super) fn offer(facts: VmFacts, limits: &Parameters) -> Offer {
 
 /// All that these parameters ask for.
 fn wanted_encodings(parameters: &Parameters) -> u64 {
-    let method = compress::method(parameters.compress).map_or(0, |row| 1 << row.encoding);
+    let wanted =
+        |row: &&compress::Method| parameters.compress == compress::AUTO || parameters.compress == row.name;
+    let method = compress::METHODS.iter().filter(wanted).fold(0, |set, row| set | 1 << row.encoding);
     let deltas = if parameters.capabilities.xbzrle { Encoding::Xbzrle.bit() } else { 0 };
     ENCODINGS_PLAIN | method | deltas
 }

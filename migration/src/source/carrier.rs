@@ -83,6 +83,11 @@ pub(crate) trait Carrier {
         None
     }
 
+    /// How pages are compressed and why, if that is this end's choice.
+    fn chosen(&self) -> Option<String> {
+        None
+    }
+
     /// The proof of all memory that was sent, and what hashing has cost, if the engine makes it.
     fn hashed(&self) -> Option<Hashed> {
         None

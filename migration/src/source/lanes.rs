@@ -7,6 +7,7 @@
 //! A worker prefers its own lane, so with as many lanes as workers nobody waits for another. Without threads the caller
 //! is the worker.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,9 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::channel::throttle::Throttle;
 use crate::control::Control;
 use crate::error::MigrationError;
+use crate::policy::encoding::chooser::Sent;
 use crate::ram::job::{Doing, Job, Moved, Tally};
 use crate::ram::pool::{Panicked, Pool, Worker};
-use crate::ram::{Encoder, Outgoing};
+use crate::ram::{Encoder, Encoding, Outgoing, PageRecord, RECORD_BYTES};
 use crate::thread;
 use crate::wire::{Limit, Wire};
 
@@ -131,24 +133,44 @@ impl Sender {
 
     fn encode_and_send(&mut self, job: &Job) -> Result<(), MigrationError> {
         let Self { shared, encoder: Some(encoder), number, threads } = self else { return Ok(()) };
+        let started_us = shared.control.now_us();
         if *threads > 0 {
             shared.tally.timed(Doing::Encoding, || encoder.encode(job))?;
         } else {
             encoder.encode(job)?;
         }
+        let encoding_us = shared.control.since_us(started_us).saturating_sub(encoder.take_trials_us());
         let mut batch = encoder.batch()?;
+        // Waiting for a connection is waiting for the link.
+        let started_us = shared.control.now_us();
         let (lane, mut wire) = shared.lane(*number);
         let Shared { tally, throttle, .. } = &**shared;
-        let pass = |bytes| tally.untimed(|| throttle.pass(bytes));
+        let held_us = Cell::new(0);
+        let pass = |bytes| {
+            let started_us = shared.control.now_us();
+            let passed = tally.untimed(|| throttle.pass(bytes));
+            held_us.set(held_us.get() + shared.control.since_us(started_us));
+            passed
+        };
         let piece_bytes = throttle.piece_bytes().filter(|_| job.live);
         let limit = piece_bytes.map(|piece_bytes| Limit { piece_bytes, pass: &pass });
         tally.timed(Doing::Sending, || wire.send_pages(&mut batch, limit.as_ref()))?;
+        if let Some(auto) = shared.outgoing.auto().filter(|_| job.live) {
+            let sending_us = shared.control.since_us(started_us).saturating_sub(held_us.get());
+            auto.sent(sent(encoder.records(), encoding_us, sending_us));
+        }
         if let Some(lane) = shared.lanes.get(lane) {
             lane.round_pages.fetch_add(encoder.records().len() as u64, Relaxed);
         }
         shared.tally.add(lane, encoder.records());
         Ok(())
     }
+}
+
+fn sent(records: &[PageRecord], encoding_us: u64, sending_us: u64) -> Sent {
+    let pages = records.iter().filter(|record| record.encoding != Encoding::Zero).count() as u64;
+    let data: u64 = records.iter().map(|record| u64::from(record.data_bytes)).sum();
+    Sent { pages, bytes: data + (records.len() * RECORD_BYTES) as u64, sending_us, encoding_us }
 }
 
 impl Shared {

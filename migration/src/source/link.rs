@@ -17,7 +17,9 @@ use crate::ram::compress::{self, Method};
 use crate::ram::job::{Job, Moved};
 use crate::ram::pool::worker_threads;
 use crate::ram::proof::{MemoryProof, PROOF_XXH3};
-use crate::ram::{ENCODINGS_PLAIN, Encoding, Outgoing, PageCache, RamView, encoding_names};
+use crate::ram::{
+    Auto, Compression, ENCODINGS_PLAIN, Encoding, Outgoing, PageCache, RamView, encoding_names,
+};
 use crate::stats::{Report, Side, XbzrleReport};
 use crate::vm::{GuestRam, SectionOffer};
 use crate::wire::{
@@ -128,18 +130,24 @@ impl Link {
             0 => row.default_level,
             level => u32::try_from(level).unwrap_or(u32::MAX),
         };
-        let method = chosen.map(|row| (row, level(row)));
+        let lanes: Vec<_> =
+            [Arc::clone(&self.main)].into_iter().chain(further.into_iter().map(Lane::new)).collect();
+        let auto = parameters.compress == compress::AUTO;
+        let compressed = auto || chosen.is_some();
+        let threads = threads(lanes.len(), compressed, parameters.compress_threads);
+        let compression = if auto {
+            Some(Compression::Auto(Auto::new(terms.encodings, threads, &self.live, &self.control)))
+        } else {
+            chosen.map(|row| Compression::Fixed(row, level(row)))
+        };
         let deltas = terms.encodings & Encoding::Xbzrle.bit() != 0;
         let outgoing = Outgoing {
             proof: terms.hashes.then(|| MemoryProof::new(ram.region_pages())),
             cache: deltas.then(|| PageCache::new(parameters.xbzrle_cache_bytes)),
             overflows: AtomicU64::new(0),
-            method,
+            compression,
             ram,
         };
-        let lanes: Vec<_> =
-            [Arc::clone(&self.main)].into_iter().chain(further.into_iter().map(Lane::new)).collect();
-        let threads = threads(lanes.len(), method.is_some(), parameters.compress_threads);
         let throttle = Throttle::new(&self.live, &self.control);
         self.flow = Some(Flow::start(lanes, outgoing, throttle, threads, &self.control)?);
         Ok(())
@@ -255,6 +263,10 @@ impl Carrier for Link {
 
     fn deltas(&self) -> Option<XbzrleReport> {
         self.flow.as_ref()?.shared.outgoing.deltas()
+    }
+
+    fn chosen(&self) -> Option<String> {
+        Some(self.flow.as_ref()?.shared.outgoing.auto()?.reason())
     }
 
     fn hashed(&self) -> Option<Hashed> {

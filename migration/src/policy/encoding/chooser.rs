@@ -75,6 +75,8 @@ enum Progress {
     Guessed,
     /// There was a window.
     Decided,
+    /// The guest is stopped: nothing is tried or decided any more.
+    Stopped,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -120,6 +122,9 @@ impl Chooser {
 
     /// Shall all methods be tried on the next group?
     pub(crate) fn wants_sample(&mut self) -> bool {
+        if self.progress == Progress::Stopped {
+            return false;
+        }
         let first = self.working_us == 0;
         let sample =
             self.groups_to_sample == 0 && (first || self.sampling_us <= self.working_us / SAMPLE_SHARE);
@@ -178,10 +183,12 @@ impl Chooser {
         self.decide(if news { 1 } else { WINDOWS });
     }
 
-    /// The choice for the last round.
-    pub(crate) fn stopped(&mut self) -> &Choice {
-        self.choice = self.figures(&self.known(), true).choose();
-        &self.choice
+    /// Makes the choice for the last round, once.
+    pub(crate) fn stop(&mut self) {
+        if self.progress != Progress::Stopped {
+            self.progress = Progress::Stopped;
+            self.choice = self.figures(&self.known(), true).choose();
+        }
     }
 
     /// The choice, with its reason.
