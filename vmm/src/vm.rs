@@ -238,6 +238,12 @@ impl Vm {
         &self.core
     }
 
+    /// Its dirty log, for tests of that.
+    #[doc(hidden)]
+    pub fn dirty_log(&mut self) -> &mut DirtyLog {
+        &mut self.dirty
+    }
+
     /// Can a migration find written pages so?
     pub fn can_log(&self, wanted: Option<DirtyLogMode>) -> Result<(), StartError> {
         self.dirty.mode_for(wanted).map(drop)

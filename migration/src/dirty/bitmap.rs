@@ -36,8 +36,7 @@ impl DirtyBitmap {
 
     /// Number of dirty pages in all regions.
     pub fn count(&self) -> u64 {
-        let ones = |r: &Region| r.words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
-        self.regions.iter().map(ones).sum()
+        self.regions.iter().map(|region| ones(&region.words)).sum()
     }
 
     /// Marks all pages dirty.
@@ -96,10 +95,48 @@ impl DirtyBitmap {
     pub fn take_runs(&mut self, region: usize, groups: Range<usize>, out: &mut Vec<Range<u64>>) {
         let Some(region) = self.regions.get_mut(region) else { return };
         let end = groups.end.min(region.words.len());
-        for group in groups.start..end {
-            let Some(word) = region.words.get_mut(group) else { return };
-            runs_of_word(std::mem::take(word), group as u64 * WORD_PAGES, out);
+        let Some(mut words) = region.words.get_mut(groups.start..end) else { return };
+        let mut first = groups.start as u64 * WORD_PAGES;
+        loop {
+            let (clean, rest) = words.split_at_mut(equal_words(words, 0));
+            first += clean.len() as u64 * WORD_PAGES;
+            let (full, rest) = rest.split_at_mut(equal_words(rest, u64::MAX));
+            if !full.is_empty() {
+                full.fill(0);
+                let end = first + full.len() as u64 * WORD_PAGES;
+                push_run(first..end, out);
+                first = end;
+            }
+            // A word of both kinds of pages, or a clean one again.
+            let Some((mixed, rest)) = rest.split_first_mut() else { return };
+            runs_of_word(std::mem::take(mixed), first, out);
+            first += WORD_PAGES;
+            words = rest;
         }
+    }
+
+    /// Dirty pages of a region in 64-page groups `groups`.
+    pub fn count_in(&self, region: usize, groups: Range<usize>) -> u64 {
+        ones(self.words_in(region, groups))
+    }
+
+    /// Pages of those groups that are dirty here and in `other`.
+    pub fn count_common(&self, other: &Self, region: usize, groups: Range<usize>) -> u64 {
+        let (mine, theirs) = (self.words_in(region, groups.clone()), other.words_in(region, groups));
+        mine.iter().zip(theirs).map(|(mine, theirs)| u64::from((mine & theirs).count_ones())).sum()
+    }
+
+    /// The first 64-page group of a region, from `group` on, with a dirty page.
+    pub fn next_dirty_group(&self, region: usize, group: usize) -> Option<usize> {
+        let words = self.words(region);
+        let found = group + equal_words(words.get(group..)?, 0);
+        (found < words.len()).then_some(found)
+    }
+
+    /// A region's words of those groups that exist.
+    fn words_in(&self, region: usize, groups: Range<usize>) -> &[u64] {
+        let words = self.words(region);
+        words.get(groups.start..groups.end.min(words.len())).unwrap_or_default()
     }
 }
 
@@ -117,6 +154,19 @@ impl Region {
 
 fn words_of(pages: u64) -> usize {
     pages.div_ceil(WORD_PAGES) as usize
+}
+
+fn ones(words: &[u64]) -> u64 {
+    words.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+/// How many words at the start are `value`. Eight at a time, without a branch for each: as fast as memory is read.
+fn equal_words(words: &[u64], value: u64) -> usize {
+    let (chunks, _) = words.as_chunks::<8>();
+    let differs = |chunk: &[u64; 8]| chunk.iter().fold(0, |all, word| all | (word ^ value)) != 0;
+    let whole = chunks.iter().position(differs).unwrap_or(chunks.len()) * 8;
+    let rest = words.get(whole..).unwrap_or_default();
+    whole + rest.iter().position(|word| *word != value).unwrap_or(rest.len())
 }
 
 fn runs_of_word(mut word: u64, first: u64, out: &mut Vec<Range<u64>>) {
@@ -160,6 +210,31 @@ mod tests {
             dirty.take_runs(0, 4..100, &mut runs);
             let taken: Vec<u64> = runs.iter().cloned().flatten().collect();
             prop_assert_eq!(taken, pages.into_iter().collect::<Vec<_>>());
+            prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
+            prop_assert_eq!(dirty.count(), 0);
+        }
+
+        #[test]
+        fn stretches_are_runs_like_any_other(
+            stretches in prop::collection::vec((0usize..40, prop_oneof![Just(0), Just(u64::MAX), any::<u64>()]), 1..12),
+            pages_less in 0u64..64,
+            from in 0usize..30,
+        ) {
+            let words: Vec<u64> = stretches.iter().flat_map(|(count, word)| vec![*word; *count]).collect();
+            let pages = (words.len() as u64 * 64).saturating_sub(pages_less);
+            let mut dirty = DirtyBitmap::new([pages]);
+            dirty.add_words(0, &words);
+            let plain: Vec<u64> = (0..pages).filter(|page| dirty.get(0, *page)).collect();
+            let from_page = from as u64 * 64;
+            let first = plain.iter().find(|page| **page >= from_page).map(|page| *page as usize / 64);
+            prop_assert_eq!(dirty.next_dirty_group(0, from), first);
+            let behind = plain.iter().filter(|page| **page >= from_page).count() as u64;
+            prop_assert_eq!(dirty.count_in(0, from..1000), behind);
+            prop_assert_eq!(dirty.count_common(&dirty, 0, from..1000), behind);
+            let mut runs = Vec::new();
+            dirty.take_runs(0, 0..from, &mut runs);
+            dirty.take_runs(0, from..1000, &mut runs);
+            prop_assert_eq!(runs.iter().cloned().flatten().collect::<Vec<_>>(), plain);
             prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
             prop_assert_eq!(dirty.count(), 0);
         }

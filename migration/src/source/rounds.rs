@@ -9,7 +9,7 @@ use super::carrier::Hashed;
 use super::commit::Stopped;
 use super::{Attempt, vm_failed};
 use crate::config::ON_TIMEOUT_STOP;
-use crate::dirty::DirtyBitmap;
+use crate::dirty::{DirtyBitmap, dirty_chunks, hot_last};
 use crate::error::MigrationError;
 use crate::policy::downtime::{Decision, Figures, is_late};
 use crate::policy::link::rate;
@@ -32,6 +32,8 @@ pub(super) struct Rounds<'s, 'a, V> {
     pub(super) attempt: &'s mut Attempt<'a, V>,
     ram: &'s RamView,
     pub(super) pending: DirtyBitmap,
+    /// What was pending when the last round began.
+    before: DirtyBitmap,
     /// Pages that the next thread gets.
     job: Job,
     runs: Vec<Range<u64>>,
@@ -68,6 +70,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         Self {
             attempt,
             ram,
+            before: DirtyBitmap::new(ram.region_pages()),
             pending,
             job: Job::default(),
             runs: runs(),
@@ -206,12 +209,21 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     /// While it is stopped nothing has to be cleared, and no limit applies.
     pub(super) fn send_pending(&mut self, live: bool) -> Result<(), MigrationError> {
         self.round_pages = self.pending.count();
-        for region in 0..self.pending.regions() {
-            let mut start = 0;
-            while start < self.pending.pages(region) {
-                self.send_chunk(region, start, live)?;
-                start += CHUNK_PAGES;
+        // Nobody writes any more in the last round: there the order is that of memory.
+        let chunks = if live {
+            let chunks = hot_last(&self.pending, &self.before, CHUNK_PAGES);
+            self.before.clone_from(&self.pending);
+            chunks
+        } else {
+            dirty_chunks(&self.pending, CHUNK_PAGES)
+        };
+        let mut before = None;
+        for chunk in chunks {
+            // The pages of a job rise.
+            if before.replace(chunk) > Some(chunk) {
+                self.submit(live)?;
             }
+            self.send_chunk(chunk.region, chunk.start, live)?;
         }
         self.submit(live)
     }

@@ -13,8 +13,12 @@ use tern_migration::{Control, LiveParameters, MigrationError, Report, Side, Stat
 pub const PATIENT: Duration = Duration::from_secs(20);
 
 /// Both log modes, and both ways in which the first may begin.
-pub const LOG_MODES: [LogMode; 3] =
-    [LogMode::Manual { initially_set: true }, LogMode::Manual { initially_set: false }, LogMode::Plain];
+pub const LOG_MODES: [LogMode; 4] = [
+    LogMode::Manual { initially_set: true },
+    LogMode::Manual { initially_set: false },
+    LogMode::Plain,
+    LogMode::Ring,
+];
 
 /// How both sides ended.
 pub struct Ends {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tern_migration::channel::{Acceptor, Connection, Listener, connect};
 use tern_migration::destination::{receive, receive_from};
-use tern_migration::fake::{FakeVm, Options};
+use tern_migration::fake::{FakeVm, LogMode, Options};
 use tern_migration::source::{Outcome, migrate, migrate_to};
 use tern_migration::{
-    Blame, Control, LiveParameters, Observer, Parameters, Side, Status, config, query_migrate,
+    Blame, Control, DirtyLogMode, LiveParameters, Observer, Parameters, Side, Status, config, query_migrate,
 };
 
 use crate::harness::{assert_moved, assert_second_succeeds, control, run};
@@ -95,6 +95,46 @@ fn the_first_round_is_seen_while_it_runs_and_kept_when_it_is_cancelled() {
             assert_eq!(round.pages_raw, report.pages.raw);
         }
     });
+}
+
+#[test]
+fn chunks_that_are_written_most_come_last_in_many_rounds_and_all_arrive() {
+    // Five chunks; which one is hottest changes from round to round.
+    let options = Options {
+        region_pages: vec![100, 8500],
+        working_set_pages: 8600,
+        writes_per_call: 120,
+        touched_every: 50,
+        ..Options::default()
+    };
+    let ends =
+        run_live(&options, &live(json!({"downtime-limit": 0, "max-total-time": 300, "on-timeout": "stop"})));
+    assert_moved(&ends, true);
+    assert!(ends.source_report.rounds.len() > 4, "{:?}", ends.source_report.rounds);
+}
+
+#[test]
+fn a_migration_chooses_how_writes_are_found_and_a_machine_that_can_not_says_so() {
+    let manual = Options::default();
+    let ring = Options { log: LogMode::Ring, ..Options::default() };
+    for (options, wanted, found) in [
+        (&manual, "auto", DirtyLogMode::ManualClear),
+        (&manual, "bitmap", DirtyLogMode::Bitmap),
+        (&ring, "auto", DirtyLogMode::Ring),
+    ] {
+        let ends = run_live(options, &live(json!({"dirty-log": wanted})));
+        assert_moved(&ends, true);
+        assert_eq!(ends.source_report.dirty_log, Some(found));
+        let counted = ends.source_report.dirty_by_vcpu.iter().any(|vcpu| vcpu.pages > 0);
+        assert_eq!(counted, found == DirtyLogMode::Ring);
+    }
+    for (options, wanted) in [(&manual, "ring"), (&ring, "bitmap")] {
+        let ends = run_live(options, &live(json!({"dirty-log": wanted})));
+        assert!(ends.source.vm.is_running(), "the guest goes on");
+        let error = ends.source_report.error.unwrap().text();
+        assert!(error.contains("has no dirty log of the kind"), "{error}");
+        assert_eq!((ends.source_report.status, ends.source_report.dirty_log), (Status::Failed, None));
+    }
 }
 
 #[test]

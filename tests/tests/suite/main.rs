@@ -9,6 +9,7 @@ mod booted;
 mod check;
 mod command_line;
 mod control;
+mod dirty_log;
 mod files;
 mod generation;
 mod in_flight;

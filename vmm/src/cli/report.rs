@@ -65,6 +65,14 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
             format!("{}/s", size(&report["link_bytes_per_s"])),
         ));
     }
+    if let Some(mode) = report["dirty_log"].as_str() {
+        rows.push(("dirty log", mode.to_owned()));
+    }
+    for (index, vcpu) in report["dirty_by_vcpu"].as_array().into_iter().flatten().enumerate() {
+        let (rate, full) = (number(&vcpu["dirty_pages_per_s"]), number(&vcpu["ring_full_exits"]));
+        let pages = number(&vcpu["pages"]);
+        rows.push(("", format!("vCPU {index}: {pages} pages, {rate}/s at last; ring full {full} times")));
+    }
     rows
 }
 
@@ -222,6 +230,17 @@ mod tests {
         let mut report = report(0);
         (report["status"], report["memory_bytes"]) = (json!("failed"), json!(0));
         assert_eq!(table(&report), "");
+    }
+
+    #[test]
+    fn vcpus_and_what_they_write_are_shown_where_it_is_known() {
+        let mut report = report(1);
+        assert!(!table(&report).contains("dirty log"));
+        report["dirty_log"] = json!("ring");
+        report["dirty_by_vcpu"] = json!([{ "pages": 70, "dirty_pages_per_s": 7, "ring_full_exits": 2 }]);
+        let text = table(&report);
+        assert!(text.contains("dirty log            ring"), "{text}");
+        assert!(text.contains("vCPU 0: 70 pages, 7/s at last; ring full 2 times"), "{text}");
     }
 
     #[test]

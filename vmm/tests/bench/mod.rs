@@ -46,11 +46,21 @@ impl Bench {
         Some(Self { host, config, plugs, events, words, heard: String::new() })
     }
 
+    /// Entries that a dirty ring can have here.
+    pub fn most_ring_entries(&self) -> u32 {
+        tern_vmm::kvm::most_ring_entries(&self.host.kvm)
+    }
+
+    /// What the machines that are built from now on are like.
+    pub fn config(&mut self) -> &mut VmConfig {
+        &mut self.config
+    }
+
     /// A machine without a guest.
     pub fn machine(&self, hold: Hold) -> Vm {
         let on_event = Arc::new(|event| panic!("a vCPU ended: {event:?}"));
-        Vm::build(&self.host, &self.config, &Backing::Anonymous, &self.plugs, hold, &self.events, on_event)
-            .unwrap()
+        let backing = Backing::new(self.config.memory_kind.backing, self.config.memory_bytes).unwrap();
+        Vm::build(&self.host, &self.config, &backing, &self.plugs, hold, &self.events, on_event).unwrap()
     }
 
     /// A machine that runs pulse.
