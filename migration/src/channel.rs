@@ -20,6 +20,7 @@ mod sockets;
 pub(crate) mod span;
 pub(crate) mod stream;
 pub(crate) mod throttle;
+pub(crate) mod tls;
 mod uri;
 
 use std::io;
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use acceptor::{Acceptor, Ready, listen};
 pub use connector::{Address, Connector};
 pub use listener::Listener;
+pub use tls::{Security, TlsError};
 pub use uri::{CID_ANY, FORMS, Uri, UriError};
 
 use self::socket::Socket;
@@ -61,9 +63,9 @@ pub enum Woken {
     TimedOut,
 }
 
-/// Connects to a peer that listens.
+/// Connects to a peer on this host.
 pub fn connect(uri: &Uri, control: &Control) -> Result<Connection, MigrationError> {
-    Address::new(uri).connect(control)
+    Address::new(uri, Security::default()).connect(control)
 }
 
 /// Which way a connection goes.
@@ -100,11 +102,13 @@ pub struct Connection {
     pub(crate) stream: Box<dyn Stream>,
     pub(crate) route: Route,
     pub(crate) timeout: Duration,
+    /// Nobody on a network can see or reach it.
+    pub(crate) local: bool,
 }
 
 impl Connection {
     pub(crate) fn new(stream: impl Stream + 'static, route: Route) -> Self {
-        Self { stream: Box::new(stream), route, timeout: IO_TIMEOUT }
+        Self { stream: Box::new(stream), route, timeout: IO_TIMEOUT, local: true }
     }
 
     /// A unix stream that is connected already.

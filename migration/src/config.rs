@@ -11,6 +11,8 @@ mod live;
 mod parameter;
 mod table;
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::channel::Uri;
@@ -51,6 +53,18 @@ pub struct Parameters {
     pub direct_io: bool,
     /// How the pages that the guest writes are found; see [`Self::dirty_log_mode`].
     pub dirty_log: &'static str,
+    /// When connections use TLS.
+    pub tls: &'static str,
+    /// Folder of certificates.
+    pub tls_creds: Option<Arc<str>>,
+    /// File of a shared secret.
+    pub tls_psk: Option<Arc<str>>,
+    /// Name that the destination's certificate must have.
+    pub tls_hostname: Option<Arc<str>>,
+    /// Names of the sources that a destination accepts.
+    pub tls_allow: Option<Arc<str>>,
+    /// Plain connections over a network are allowed.
+    pub insecure: bool,
     /// What is switched on.
     pub capabilities: Capabilities,
 }
@@ -71,6 +85,12 @@ impl Default for Parameters {
             file_threads: 0,
             direct_io: false,
             dirty_log: "",
+            tls: "",
+            tls_creds: None,
+            tls_psk: None,
+            tls_hostname: None,
+            tls_allow: None,
+            insecure: false,
             capabilities: Capabilities::default(),
         };
         PARAMETERS.iter().for_each(|row| row.put(&mut all, row.default()));

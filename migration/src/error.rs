@@ -8,6 +8,7 @@ use serde::Serialize;
 use tern_schema::{DecodeError, StateError};
 use thiserror::Error;
 
+use crate::channel::TlsError;
 use crate::snapshot::{SaveError, SnapshotError};
 use crate::vm::VmError;
 
@@ -353,6 +354,9 @@ pub enum LinkError {
         /// What this side was doing.
         state: &'static str,
     },
+    /// The two sides don't trust each other, or one of them doesn't speak TLS.
+    #[error(transparent)]
+    Tls(TlsError),
     /// Any other failure.
     #[error("the connection broke while {state}")]
     Io {
@@ -444,6 +448,14 @@ impl ProtocolError {
 }
 
 impl LinkError {
+    /// What failed on a connection.
+    pub(crate) fn of(state: &'static str, error: io::Error) -> Self {
+        match error.downcast::<TlsError>() {
+            Ok(error) => Self::Tls(error),
+            Err(source) => Self::Io { state, source },
+        }
+    }
+
     /// A short code for programs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -453,6 +465,7 @@ impl LinkError {
             Self::Closed { .. } => "link-closed",
             Self::Stalled { .. } => "link-stalled",
             Self::Halted { .. } => "halted",
+            Self::Tls(_) => "tls",
             Self::Io { .. } => "link-broken",
         }
     }

@@ -24,7 +24,7 @@ mod rounds;
 
 use std::sync::Arc;
 
-use crate::channel::{Address, Connection, Connector, Route, Uri};
+use crate::channel::{Address, Connection, Connector, Route, Security, Uri};
 use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::MigrationError;
@@ -86,7 +86,7 @@ pub fn migrate_to<V: SourceVm>(
             Ok((Box::new(SaveFile::create(path, live, control)?), route))
         });
     }
-    let connector: Arc<dyn Connector> = Arc::new(Address::new(uri));
+    let connector: Arc<dyn Connector> = Arc::new(Address::new(uri, Security::of(&live.get())));
     migrate_by(vm, &connector, live, control)
 }
 

@@ -24,7 +24,7 @@ pub(crate) use message::{
 
 use crate::channel::span::{InSpan, OutSpan};
 use crate::channel::stream::Stream;
-use crate::channel::{Connection, Direction, Woken};
+use crate::channel::{Connection, Direction, TlsError, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::ram::Batch;
@@ -149,7 +149,13 @@ impl Wire {
     /// Receives the peer's eight bytes.
     pub(crate) fn receive_magic(&mut self) -> Result<(), MigrationError> {
         let mut first = [0; MAGIC.len()];
-        self.receive_spans(&mut [InSpan::buffer(&mut first)], "waiting for the peer to introduce itself")?;
+        let state = "waiting for the peer to introduce itself";
+        let received = self.receive_spans(&mut [InSpan::buffer(&mut first)], state);
+        // A record of TLS, which may be shorter than what is waited for (RFC 8446, 5.1).
+        if let [20..=23, 3, ..] = first {
+            return Err(LinkError::Tls(TlsError::Unexpected { side: self.side.name() }).into());
+        }
+        received?;
         self.count(MAGIC.len());
         if first != MAGIC {
             let first_bytes = format!("\"{}\"", first.escape_ascii());
@@ -446,7 +452,7 @@ impl Wire {
         state: &'static str,
     ) -> Result<(), MigrationError> {
         if error.kind() != std::io::ErrorKind::WouldBlock {
-            return Err(LinkError::Io { state, source: error }.into());
+            return Err(LinkError::of(state, error).into());
         }
         let moves = self.traffic.moves.load(Relaxed);
         let cancel = self.cancellable.then_some(&self.control.halt);
@@ -462,7 +468,7 @@ impl Wire {
                 let timeout_ms = timeout.as_millis() as u64;
                 Err(LinkError::Stalled { state, timeout_ms }.into())
             }
-            Err(source) => Err(LinkError::Io { state, source }.into()),
+            Err(error) => Err(LinkError::of(state, error).into()),
         }
     }
 }

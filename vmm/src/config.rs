@@ -12,6 +12,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -64,6 +65,8 @@ pub struct VmConfig {
     pub control: Option<PathBuf>,
     /// Wait for a guest instead of booting one.
     pub incoming: Option<Incoming>,
+    /// Parameters of that guest's migration, by name.
+    pub awaited: Map<String, Value>,
     /// Which CPU the guest sees.
     pub cpu: CpuModel,
     /// How the pages that it writes are found.
@@ -223,6 +226,7 @@ impl VmConfig {
             console: SerialConfig::Null,
             control: None,
             incoming: None,
+            awaited: Map::new(),
             cpu: CpuModel::default(),
             dirty_log: DirtyLogConfig::default(),
             paused: false,

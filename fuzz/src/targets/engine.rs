@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
-use tern_migration::channel::{Acceptor, Uri, listen};
+use tern_migration::channel::{Acceptor, Security, Uri, listen};
 use tern_migration::destination::{receive, receive_from};
 use tern_migration::fake::FakeVm;
 use tern_migration::{Side, fuzzing};
@@ -131,7 +131,7 @@ fn lobby(bytes: &[u8]) -> Verdict {
     let listener = LISTENER.get_or_init(|| {
         let path = std::env::temp_dir().join(format!("tern-fuzz-{}.sock", std::process::id()));
         let uri = Uri::Unix { path: path.clone() };
-        Some((listen(&uri).ok()?, path.display().to_string()))
+        Some((listen(&uri, &Security::default()).ok()?, path.display().to_string()))
     });
     let Some((listener, path)) = listener else { return Verdict::Refused };
     let hello: Vec<Frame> = recorded_frames().into_iter().filter(|frame| frame.kind == HELLO).collect();

@@ -11,9 +11,11 @@ use std::time::Duration;
 use super::connector::{Connector, own, used_up};
 use super::socket::wait_any;
 use super::stream::Stream;
+use super::tls::{Identity, Secure, Security};
 use super::{Connection, Listener, Route, Uri};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError};
+use crate::stats::Side;
 
 /// Where connections come from.
 pub trait Acceptor: Send + Sync + fmt::Debug {
@@ -37,14 +39,58 @@ pub trait Acceptor: Send + Sync + fmt::Debug {
 }
 
 /// Waits at `uri`, whatever that is.
-pub fn listen(uri: &Uri) -> Result<Arc<dyn Acceptor>, MigrationError> {
-    match uri {
+pub fn listen(uri: &Uri, security: &Security) -> Result<Arc<dyn Acceptor>, MigrationError> {
+    let place = uri.to_string();
+    let failed = |source| LinkError::Listen { uri: place.clone(), source };
+    let secret = |local| security.decide(Side::Destination, local, &place).map_err(LinkError::Tls);
+    let (plain, secret): (Arc<dyn Acceptor>, bool) = match uri {
         Uri::Exec { .. } | Uri::Fd { .. } => {
-            let failed = |source| LinkError::Listen { uri: uri.to_string(), source };
+            let secret = secret(true)?;
             let (connection, reason) = own(uri).map_err(failed)?;
-            Ok(Arc::new(Ready::only(connection, reason).map_err(failed)?))
+            (Arc::new(Ready::only(connection, reason).map_err(failed)?), secret)
         }
-        _ => Ok(Arc::new(Listener::bind(uri)?)),
+        _ => {
+            let listener = Listener::bind(uri)?;
+            let secret = secret(listener.is_local())?;
+            (Arc::new(listener), secret)
+        }
+    };
+    if !secret {
+        return Ok(plain);
+    }
+    let identity = Identity::server(security).map_err(LinkError::Tls)?;
+    Ok(Arc::new(SecureAcceptor { plain, identity }))
+}
+
+/// Whoever comes has to prove who he is. That is gone on with as his connection is looked at, so nobody waits for him.
+#[derive(Debug)]
+struct SecureAcceptor {
+    plain: Arc<dyn Acceptor>,
+    identity: Identity,
+}
+
+impl Acceptor for SecureAcceptor {
+    fn accept(&self) -> Result<Option<Connection>, MigrationError> {
+        let Some(mut connection) = self.plain.accept()? else { return Ok(None) };
+        connection.stream = Box::new(Secure::new(connection.stream, &self.identity).map_err(LinkError::Tls)?);
+        Ok(Some(connection))
+    }
+
+    fn wait(
+        &self,
+        streams: &[&dyn Stream],
+        control: &Control,
+        timeout: Option<Duration>,
+    ) -> Result<(), MigrationError> {
+        self.plain.wait(streams, control, timeout)
+    }
+
+    fn only_one(&self) -> Option<&'static str> {
+        self.plain.only_one()
+    }
+
+    fn route(&self) -> Route {
+        self.plain.route()
     }
 }
 

@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
 use socket2::{Socket, Type};
@@ -111,8 +110,8 @@ fn check(fd: &OwnedFd) -> Result<(), String> {
 
 /// For tests: a connection whose other end is a descriptor of this name.
 #[cfg(any(test, feature = "fake"))]
-pub fn give_pair(name: &str) -> io::Result<UnixStream> {
-    let (one, other) = UnixStream::pair()?;
+pub fn give_pair(name: &str) -> io::Result<std::os::unix::net::UnixStream> {
+    let (one, other) = std::os::unix::net::UnixStream::pair()?;
     give(name, other.into())?;
     Ok(one)
 }

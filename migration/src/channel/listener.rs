@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, Type};
 
 use super::acceptor::{Acceptor, wait_for_any};
-use super::sockets::{addresses, connection, explained, no_address, not_a_peer};
+use super::sockets::{addresses, connection, explained, is_local_address, no_address, not_a_peer};
 use super::stream::Stream;
 use super::{Connection, Route, Uri};
 use crate::control::Control;
@@ -43,6 +43,11 @@ impl Listener {
     /// Where it really listens: with the port that was free if the one asked for was 0.
     pub fn uri(&self) -> &Uri {
         &self.uri
+    }
+
+    /// Can only this host reach it?
+    pub(super) fn is_local(&self) -> bool {
+        self.socket.local_addr().is_ok_and(|address| is_local_address(&address))
     }
 
     /// Waits for a peer, as long as it takes.

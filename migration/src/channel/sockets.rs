@@ -108,6 +108,7 @@ fn connect_to(domain: Domain, address: &SockAddr, control: &Control) -> io::Resu
 /// Makes it ready for a migration, whatever made it.
 pub(super) fn connection(socket: socket2::Socket, mut route: Route) -> io::Result<Connection> {
     let family = socket.domain()?;
+    let local = is_local(&socket, &route);
     if family == Domain::IPV4 || family == Domain::IPV6 {
         // A peer that is gone already has no address; that shows when it is read from.
         let address = socket.peer_addr().ok().and_then(|address| address.as_socket());
@@ -120,5 +121,19 @@ pub(super) fn connection(socket: socket2::Socket, mut route: Route) -> io::Resul
         // TCP's buffers grow by themselves. The kernel may grant less than asked; that is only slower.
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     }
-    Ok(Connection::new(Socket::new(socket.into()), route))
+    Ok(Connection { local, ..Connection::new(Socket::new(socket.into()), route) })
+}
+
+/// Does a connection stay on this host? Who inherits a descriptor has been given its peer too.
+fn is_local(socket: &socket2::Socket, route: &Route) -> bool {
+    route.transport == "fd" || socket.peer_addr().is_ok_and(|address| is_local_address(&address))
+}
+
+/// Is it one that only this host reaches?
+pub(super) fn is_local_address(address: &SockAddr) -> bool {
+    match (address.as_socket(), address.as_vsock_address()) {
+        (Some(address), _) => address.ip().to_canonical().is_loopback(),
+        (None, Some((cid, _))) => cid == libc::VMADDR_CID_LOCAL,
+        (None, None) => address.is_unix(),
+    }
 }

@@ -1,12 +1,19 @@
 //! Pieces of memory that the kernel reads for a send or fills on a receive: bytes of ours, or guest memory.
 //!
-//! Guest memory changes while it is read, so it is never a Rust slice: only its address travels, and only
-//! the kernel looks at what is there. That makes a send of guest memory sound, and free of copies.
+//! Guest memory changes while it is read, so it is never a Rust slice: only its address travels, and mostly
+//! only the kernel looks at what is there. That makes a send of guest memory sound, and free of copies. Where
+//! bytes must be looked at here (encryption), they are first copied word by word, each read once.
 
 #![allow(unsafe_code, reason = "one constructor has a condition that only its caller can keep")]
 
 use std::marker::PhantomData;
 use std::ptr;
+
+/// What one load reads.
+#[cfg(target_arch = "x86_64")]
+type Word = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Word = u64;
 
 /// Bytes to send.
 #[derive(Debug)]
@@ -19,7 +26,7 @@ pub struct OutSpan<'a>(libc::iovec, PhantomData<&'a [u8]>);
 pub struct InSpan<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
 
 impl<'a> OutSpan<'a> {
-    pub(crate) fn bytes(bytes: &'a [u8]) -> Self {
+    pub(crate) const fn bytes(bytes: &'a [u8]) -> Self {
         let iov_base = bytes.as_ptr().cast_mut().cast();
         Self(libc::iovec { iov_base, iov_len: bytes.len() }, PhantomData)
     }
@@ -90,7 +97,52 @@ impl<'a> OutSpan<'a> {
     }
 }
 
+impl OutSpan<'_> {
+    /// Copies it to the end of `buffer`, up to `buffer_max_bytes` there; returns how many bytes. What a guest writes
+    /// meanwhile is a mixture, and the page is dirty again.
+    pub(crate) fn append_to(&self, buffer: &mut Vec<u8>, buffer_max_bytes: usize) -> usize {
+        let count = self.len().min(buffer_max_bytes.saturating_sub(buffer.len()));
+        buffer.reserve(count);
+        let room = buffer.spare_capacity_mut();
+        // SAFETY: `count` bytes from the span's address are mapped while it lives, and `reserve` has made as much room;
+        // the two don't overlap, since the span was made before the room was borrowed.
+        unsafe { copy_volatile(self.0.iov_base.cast(), room.as_mut_ptr().cast(), count) };
+        // SAFETY: just that many were written.
+        unsafe { buffer.set_len(buffer.len() + count) };
+        count
+    }
+}
+
+/// Copies bytes that others may write meanwhile.
+///
+/// # Safety
+///
+/// `from` and `to` have `count` bytes each, and don't overlap.
+unsafe fn copy_volatile(from: *const u8, to: *mut u8, count: usize) {
+    let head = from.align_offset(size_of::<Word>()).min(count);
+    let words = (count - head) / size_of::<Word>();
+    for at in (0..head).chain(head + words * size_of::<Word>()..count) {
+        // SAFETY: `at` is below `count`.
+        unsafe { to.add(at).write(from.add(at).read_volatile()) };
+    }
+    // SAFETY: `head` is at most `count`.
+    let (from, to) = unsafe { (from.add(head).cast::<Word>(), to.add(head).cast::<Word>()) };
+    for at in 0..words {
+        // SAFETY: `head` and all words are at most `count` bytes, and `from` is aligned behind `head`.
+        unsafe { to.add(at).write_unaligned(from.add(at).read_volatile()) };
+    }
+}
+
 impl InSpan<'_> {
+    /// Copies `bytes` into it from its byte `from` on, as far as there is room; returns how many.
+    pub(crate) fn fill(&self, from: usize, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.len().saturating_sub(from));
+        // SAFETY: `from + count` is at most the span's length, which is borrowed exclusively or guest memory; `bytes` is
+        // memory of ours that no span covers.
+        unsafe { self.address().wrapping_add(from).copy_from_nonoverlapping(bytes.as_ptr(), count) };
+        count
+    }
+
     pub(crate) fn address(&self) -> *mut u8 {
         self.0.iov_base.cast()
     }
@@ -99,6 +151,23 @@ impl InSpan<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_span_is_copied_from_any_place_and_in_any_length() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(600).collect();
+        for (from, to) in (0..40).zip(560..600).chain([(0, 0), (3, 4), (1, 17), (16, 48)]) {
+            let mut buffer = vec![9; 2];
+            assert_eq!(OutSpan::bytes(&bytes[from..to]).append_to(&mut buffer, 1000), to - from);
+            assert_eq!((&buffer[..2], &buffer[2..]), (&[9, 9][..], &bytes[from..to]));
+        }
+        let mut buffer = vec![0; 90];
+        assert_eq!(OutSpan::bytes(&bytes).append_to(&mut buffer, 100), 10);
+        assert_eq!(OutSpan::bytes(&bytes).append_to(&mut buffer, 100), 0);
+        let mut room = [0; 5];
+        let span = InSpan::buffer(&mut room);
+        assert_eq!((span.fill(0, b"ab"), span.fill(2, b"cdef"), span.fill(5, b"x")), (2, 3, 0));
+        assert_eq!(&room, b"abcde");
+    }
 
     #[test]
     fn spans_advance_over_their_borders() {

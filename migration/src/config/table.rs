@@ -61,6 +61,29 @@ pub const PARAMETERS: &[Parameter] = &[
         "How the pages that the guest writes are found; auto: ring where the machine was made with one, else \
          manual-clear where the host has it.",
     ),
+    Parameter::choice("tls", &["auto", "require", "off"], |p| &mut p.tls)
+        .of(Scope::Each)
+        .fixed()
+        .means("TLS: auto uses it where there are credentials, and needs it off this host (but for exec: and fd:)."),
+    Parameter::text("tls-creds", "DIR", "none", |p| &mut p.tls_creds)
+        .of(Scope::Each)
+        .fixed()
+        .means("TLS: folder of certificates, as `tern tls init` makes it."),
+    Parameter::text("tls-psk", "FILE", "none", |p| &mut p.tls_psk)
+        .of(Scope::Each)
+        .fixed()
+        .means("TLS: file with a secret of at least 32 random bytes that both sides have, in place of certificates."),
+    Parameter::text("tls-hostname", "NAME", "the address's host", |p| &mut p.tls_hostname)
+        .fixed()
+        .means("TLS: name that the destination's certificate must have."),
+    Parameter::text("tls-allow", "NAMES", "all of the CA's", |p| &mut p.tls_allow)
+        .of(Scope::Destination)
+        .fixed()
+        .means("TLS: names, with commas between them, of which a source's certificate must have one."),
+    Parameter::switch("insecure", false, |p| &mut p.insecure)
+        .of(Scope::Each)
+        .fixed()
+        .means("Let a guest cross a network without TLS: anybody on the way can read and change it."),
 ];
 
 /// How rows are written: name and value first, then what isn't as usual.
@@ -91,7 +114,6 @@ impl Parameter {
         Self::row(name, Kind::Choice { names }, Place::Choice(place))
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the first such parameter is about to come"))]
     pub(super) const fn text(
         name: &'static str,
         form: &'static str,

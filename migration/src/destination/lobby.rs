@@ -197,8 +197,7 @@ impl Guest {
     fn look(&mut self, control: &Control) -> Result<bool, MigrationError> {
         let mut first = [0; HELLO_BYTES_MAX];
         let heard = self.connection.stream.peek(&mut first);
-        let Heard { bytes, ended, unfinished } =
-            heard.map_err(|source| LinkError::Io { state: STATE, source })?;
+        let Heard { bytes, ended, unfinished } = heard.map_err(|error| LinkError::of(STATE, error))?;
         let first = first.get(..bytes).unwrap_or_default();
         if ended || is_whole(first)? {
             return Ok(true);

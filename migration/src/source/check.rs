@@ -7,7 +7,7 @@ use serde::Serialize;
 use tern_schema::ChosenVersion;
 
 use super::{agree, link};
-use crate::channel::{Address, Connector, Uri};
+use crate::channel::{Address, Connector, Security, Uri};
 use crate::config::Parameters;
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
@@ -79,7 +79,8 @@ pub fn check(
     parameters: &Parameters,
     control: &Arc<Control>,
 ) -> Result<CheckReport, MigrationError> {
-    let mut wire = Wire::new(Address::new(uri).connect(control)?, Side::Source, control);
+    let mut wire =
+        Wire::new(Address::new(uri, Security::of(parameters)).connect(control)?, Side::Source, control);
     let result = ask(facts, uri, parameters, &mut wire, control);
     control.cancel.close();
     result.map(|report| CheckReport { total_us: control.elapsed_us(), ..report }).map_err(|error| {

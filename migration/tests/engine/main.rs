@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod limits;
 mod proof;
+mod secure;
 #[path = "../skip/mod.rs"]
 mod skip;
 mod transports;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tern_migration::channel::{
-    Acceptor, Address, Connection, Connector, Listener, Ready, Uri, descriptor, listen,
+    Acceptor, Address, Connection, Connector, Listener, Ready, Security, Uri, descriptor, listen,
 };
 use tern_migration::destination::receive_from;
 use tern_migration::fake::{FakeVm, Options};
@@ -14,7 +14,7 @@ use crate::harness::{Ends, PATIENT, assert_moved, control};
 use crate::skip::skip;
 
 /// Moves a guest from here to there.
-fn moved(connector: &Arc<dyn Connector>, acceptor: &Arc<dyn Acceptor>) -> Ends {
+pub fn moved(connector: &Arc<dyn Connector>, acceptor: &Arc<dyn Acceptor>) -> Ends {
     let (here, there) = (control(Side::Source), control(Side::Destination));
     let (source, empty) =
         (FakeVm::booted(Options::default()).unwrap(), FakeVm::new(Options::default()).unwrap());
@@ -57,7 +57,7 @@ fn a_destination_whose_only_peer_was_a_stranger_waits_for_nobody() {
 fn moved_to(uri: &Uri) -> Result<Ends, MigrationError> {
     let listener = Arc::new(Listener::bind(uri)?);
     let acceptor: Arc<dyn Acceptor> = listener.clone();
-    let connector: Arc<dyn Connector> = Arc::new(Address::new(listener.uri()));
+    let connector: Arc<dyn Connector> = Arc::new(Address::new(listener.uri(), Security::default()));
     // Whether it can be reached at all, such as a family that the kernel has no loopback for.
     drop(connector.connect(&control(Side::Source))?);
     Ok(moved(&connector, &acceptor))
@@ -87,13 +87,18 @@ fn a_guest_goes_over_descriptors() {
     let far = descriptor::give_pair("engine-near").unwrap();
     descriptor::give("engine-far", far.into()).unwrap();
     let (near, far): (Uri, Uri) = ("fd:engine-near".parse().unwrap(), "fd:engine-far".parse().unwrap());
-    let connector: Arc<dyn Connector> = Arc::new(Address::new(&near));
+    let connector: Arc<dyn Connector> = Arc::new(Address::new(&near, Security::default()));
     assert_eq!(connector.only_one(), Some("an inherited descriptor is one connection"));
-    let ends = moved(&connector, &listen(&far).unwrap());
+    let ends = moved(&connector, &listen(&far, &Security::default()).unwrap());
     assert_eq!((ends.source_report.transport, ends.destination_report.transport), ("fd", "fd"));
     let error = connector.connect(&control(Side::Source)).unwrap_err();
     assert!(error.text().contains("it has been used already"), "{}", error.text());
-    assert!(listen(&"fd:99999".parse().unwrap()).unwrap_err().text().contains("neither inherited"));
+    assert!(
+        listen(&"fd:99999".parse().unwrap(), &Security::default())
+            .unwrap_err()
+            .text()
+            .contains("neither inherited")
+    );
 }
 
 #[test]
@@ -107,8 +112,8 @@ fn a_guest_goes_through_commands() {
     let (there, back) = (pipe("there"), pipe("back"));
     let near = Uri::Exec { command: format!("cat {back} & exec cat > {there}") };
     let far = Uri::Exec { command: format!("cat {there} & exec cat > {back}") };
-    let connector: Arc<dyn Connector> = Arc::new(Address::new(&near));
-    let acceptor = listen(&far).unwrap();
+    let connector: Arc<dyn Connector> = Arc::new(Address::new(&near, Security::default()));
+    let acceptor = listen(&far, &Security::default()).unwrap();
     assert_eq!((connector.only_one().is_some(), acceptor.only_one().is_some()), (false, true));
     let ends = moved(&connector, &acceptor);
     assert_eq!((ends.source_report.transport, ends.destination_report.transport), ("exec", "exec"));

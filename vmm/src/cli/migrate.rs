@@ -20,13 +20,17 @@ use crate::control::client::Client;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   tern migrate --control /tmp/a.sock unix:/tmp/m.sock
-  tern migrate --control /tmp/a.sock tcp:host-b:4444 --max-bandwidth 100M --downtime-limit 50
-  tern migrate --control /tmp/a.sock tcp:host-b:4444 --json | jq .downtime.total_us
-  tern migrate --control /tmp/a.sock tcp:host-b:4444 --check
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --tls-creds /etc/tern/tls
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --insecure --max-bandwidth 100M --downtime-limit 50
+  tern migrate --control /tmp/a.sock tcp:localhost:4444 --json | jq .downtime.total_us
+  tern migrate --control /tmp/a.sock tcp:localhost:4444 --check
   tern migrate --control /tmp/a.sock 'exec:ssh host-b socat - UNIX-CONNECT:/run/b.sock'
   tern migrate --control /tmp/a.sock vsock:2:4444
   tern migrate --control /tmp/a.sock --resolve run
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --live --timeout 60 --verbose --undefinesource
+
+An address of another host needs TLS: `tern tls init` makes the files for both sides, and --insecure, on both, does \
+without on a network that you trust with all of the guest's memory.
 
 The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at least a second \
 later, leaves at once.";
@@ -79,31 +83,43 @@ pub(super) struct ParameterArgs {
 
 const CAPABILITY: &str = "capability";
 
+/// The flag of a row.
+pub(super) fn flag(row: &'static Parameter) -> Arg {
+    let default = match (&row.kind, row.default()) {
+        (Kind::Number { zero: Some(zero), .. }, Setting::Number(0)) => (*zero).to_owned(),
+        (Kind::Number { unit, .. }, default) => format!("{} {unit}", row.shown(&default)),
+        (_, default) => row.shown(&default),
+    };
+    let form = match &row.kind {
+        Kind::Number { unit: "bytes/s", .. } => "SIZE/s",
+        Kind::Number { unit: "bytes", .. } => "SIZE",
+        Kind::Number { unit: "ms", .. } => "TIME",
+        Kind::Number { .. } => "NUMBER",
+        Kind::Switch { .. } => "on|off",
+        Kind::Choice { .. } => "NAME",
+        Kind::Text { form, .. } => form,
+    };
+    let meaning = row.meaning.trim_end_matches('.');
+    let help = format!("{meaning} [{}: {}; default: {default}]", row.unit(), row.legal());
+    let flag = Arg::new(row.name).long(row.name).value_name(form).help(help);
+    let flag = flag.value_parser(move |text: &str| value(row, text));
+    // Alone it says all; a value needs the `=`, or an address behind it would be one.
+    let alone = row.name == "insecure";
+    if alone { flag.num_args(0..=1).require_equals(true).default_missing_value("on") } else { flag }
+}
+
+/// What the flags of the rows say.
+pub(super) fn given(matches: &ArgMatches) -> Map<String, Value> {
+    let given = |row: &Parameter| {
+        // The other side's parameters have no flag here.
+        let value = matches.try_get_one::<Setting>(row.name).ok().flatten()?;
+        Some((row.name.to_owned(), row.json(value)))
+    };
+    PARAMETERS.iter().filter_map(given).collect()
+}
+
 impl Args for ParameterArgs {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let flag = |row: &'static Parameter| {
-            let default = match (&row.kind, row.default()) {
-                (Kind::Number { zero: Some(zero), .. }, Setting::Number(0)) => (*zero).to_owned(),
-                (Kind::Number { unit, .. }, default) => format!("{} {unit}", row.shown(&default)),
-                (_, default) => row.shown(&default),
-            };
-            let form = match &row.kind {
-                Kind::Number { unit: "bytes/s", .. } => "SIZE/s",
-                Kind::Number { unit: "bytes", .. } => "SIZE",
-                Kind::Number { unit: "ms", .. } => "TIME",
-                Kind::Number { .. } => "NUMBER",
-                Kind::Switch { .. } => "on|off",
-                Kind::Choice { .. } => "NAME",
-                Kind::Text { form, .. } => form,
-            };
-            let meaning = row.meaning.trim_end_matches('.');
-            let help = format!("{meaning} [{}: {}; default: {default}]", row.unit(), row.legal());
-            Arg::new(row.name)
-                .long(row.name)
-                .value_name(form)
-                .help(help)
-                .value_parser(move |text: &str| value(row, text))
-        };
         let shown = |row: &Capability| {
             let default = if row.default { "on" } else { "off" };
             format!("{} [default: {default}]", row.name)
@@ -126,16 +142,8 @@ impl Args for ParameterArgs {
 
 impl FromArgMatches for ParameterArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |row: &Parameter| {
-            // A destination's parameters have no flag here.
-            matches
-                .try_get_one::<Setting>(row.name)
-                .ok()
-                .flatten()
-                .map(|value| (row.name.to_owned(), row.json(value)))
-        };
         let capabilities = matches.get_many::<Value>(CAPABILITY).unwrap_or_default().cloned().collect();
-        Ok(Self { parameters: PARAMETERS.iter().filter_map(given).collect(), capabilities })
+        Ok(Self { parameters: given(matches), capabilities })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -154,6 +162,11 @@ fn value(row: &Parameter, text: &str) -> Result<Setting, String> {
             _ => return Err("write on or off".to_owned()),
         },
         Kind::Choice { .. } => row.chosen(text).map_err(|error| error.to_string())?,
+        // The machine's process may have another current folder.
+        Kind::Text { form: "DIR" | "FILE", .. } if !text.is_empty() => {
+            let path = std::path::absolute(text).map_err(|error| error.to_string())?;
+            Setting::Text(Some(path.to_str().ok_or("the path is not UTF-8")?.into()))
+        }
         Kind::Text { .. } => Setting::Text((!text.is_empty()).then(|| text.into())),
     };
     Parameters::default().set(row.name, setting.clone()).map_err(|error| error.to_string())?;
@@ -375,7 +388,7 @@ mod tests {
     #[test]
     fn help_shows_each_parameters_unit_range_and_default() {
         let help = parse("--help").unwrap_err();
-        for row in PARAMETERS {
+        for row in PARAMETERS.iter().filter(|row| row.scope.is_sources()) {
             let shown = format!("[{}: {}; default: ", row.unit(), row.legal());
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words(&help).contains(&shown), "no {shown} in {help}");

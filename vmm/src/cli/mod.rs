@@ -11,6 +11,7 @@ mod cpu;
 mod dump;
 mod exit;
 mod image;
+mod incoming;
 mod inspect;
 mod migrate;
 mod plan;
@@ -21,6 +22,7 @@ mod run;
 mod save;
 mod schema;
 mod terminal;
+mod tls;
 mod virsh;
 mod vm;
 
@@ -114,6 +116,9 @@ enum Command {
     /// Write a guest's memory and registers for a debugger
     #[command(after_help = dump::EXAMPLES)]
     Dump(dump::DumpArgs),
+    /// Make certificates or a secret, for guests that cross a network
+    #[command(subcommand, after_help = tls::EXAMPLES)]
+    Tls(tls::TlsCommand),
     /// Show what this build saves of a guest, and compare builds
     #[command(subcommand, after_help = schema::EXAMPLES)]
     Schema(schema::SchemaCommand),
@@ -199,6 +204,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Dump(args) => dump::run(&args),
         Command::Schema(command) => schema::run(&command),
+        Command::Tls(command) => tls::run(&command),
     }
 }
 

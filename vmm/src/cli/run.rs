@@ -7,6 +7,7 @@ use tern_migration::snapshot::SnapshotFile;
 use uuid::Uuid;
 
 use super::exit::Exit;
+use super::incoming::IncomingArgs;
 use super::plan::Plan;
 use super::{Failure, advice, print_json};
 use crate::config::{
@@ -23,7 +24,7 @@ Examples:
   tern run --image linux --memory 1G --cpus 2 --control /tmp/a.sock
   tern run --image linux --memory 2G,backing=memfd,thp=on --control /tmp/a.sock
   tern run --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
-  tern run --memory 1G --cpus 2 --control /tmp/b.sock --incoming tcp:0.0.0.0:4444
+  tern run --memory 1G --cpus 2 --control /tmp/b.sock --incoming tcp:0.0.0.0:4444 --tls-creds /etc/tern/tls
   tern run --cpu ./both.json --image linux
   tern run --dirty-log ring,size=65536 --cpus 4 --image linux --control /tmp/a.sock
 
@@ -81,6 +82,8 @@ pub struct RunArgs {
     /// machine
     #[arg(long, value_name = "WHERE", conflicts_with = "paused")]
     incoming: Option<Incoming>,
+    #[command(flatten)]
+    awaited: IncomingArgs,
     /// Name of the machine
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -141,6 +144,7 @@ impl RunArgs {
             console: self.console,
             control: self.control,
             incoming: self.incoming,
+            awaited: self.awaited.parameters,
             cpu: self.cpu,
             dirty_log: self.dirty_log,
             paused: self.paused,
@@ -216,6 +220,16 @@ mod tests {
         assert_eq!((config.name.as_str(), config.paused), ("web", true));
         assert_eq!(config.dirty_log, "ring,size=16384".parse().unwrap());
         assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_destination_has_parameters_of_its_own() {
+        let config = parse("--incoming tcp::0 --insecure --tls-allow host-a --tls-creds c").unwrap();
+        let here = std::path::absolute("c").unwrap();
+        let expected = serde_json::json!({ "insecure": true, "tls-allow": "host-a", "tls-creds": here });
+        assert_eq!(serde_json::Value::Object(config.awaited), expected);
+        assert!(parse("--image x --insecure").unwrap_err().contains("--incoming"));
+        assert!(parse("--incoming tcp::0 --max-bandwidth 1M").is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SendError};
 use std::time::{Duration, Instant};
 
-use tern_migration::channel::{self, Acceptor, Uri, UriError};
+use tern_migration::channel::{self, Acceptor, Security, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::source::{self, Outcome, SourceEnd};
@@ -137,7 +137,7 @@ impl Machine {
         if let Uri::File { path } = uri {
             return self.take_from_file(path, parameters);
         }
-        let acceptor = channel::listen(&uri).map_err(|error| failed(&error))?;
+        let acceptor = channel::listen(&uri, &Security::of(&parameters)).map_err(|error| failed(&error))?;
         tracing::info!(uri = acceptor.route().place(), "waiting for a guest");
         self.awaited = parameters;
         self.receiver = Some(Arc::new(Receiver { acceptor }));

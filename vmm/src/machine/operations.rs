@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use serde_json::{Value, json};
+use tern_migration::config::{ConfigError, PARAMETERS, Parameter};
 use tern_migration::{Parameters, Report, Side, Status, query_migrate};
 
 use crate::config::SerialConfig;
@@ -104,9 +105,16 @@ impl Machine {
     }
 
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {
-        let invalid = |error: tern_migration::config::ConfigError| CommandError::invalid(error.to_string());
+        let invalid = |error: ConfigError| CommandError::invalid(error.to_string());
         let running = self.attempt.as_ref().filter(|attempt| attempt.running);
         if self.receiver.is_some() || self.core.run().holds(Hold::Incoming) {
+            // Whoever listens already does so with them.
+            let listens = self.receiver.is_some();
+            let secures = |row: &&Parameter| row.name == "insecure" || row.name.starts_with("tls");
+            let fixed = PARAMETERS.iter().filter(secures).find(|row| changes.contains_key(row.name));
+            if let (true, Some(row)) = (listens, fixed) {
+                return Err(invalid(ConfigError::Fixed { name: row.name }));
+            }
             self.awaited = self.awaited.merged_at_destination(changes).map_err(invalid)?;
             running.inspect(|attempt| attempt.live.set(self.awaited.clone()));
             return Ok(());

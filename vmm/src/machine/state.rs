@@ -86,6 +86,9 @@ impl Machine {
             _ => None,
         };
         let backing = opened_file.as_ref().map(|file| file.backing(config.memory_bytes)).transpose()?;
+        let awaited = Parameters::default().merged_at_destination(&config.awaited).map_err(|error| {
+            RunError::Incoming { uri: "parameters".to_owned(), reason: error.to_string() }
+        })?;
         let opened = opening::host()?;
         let ends = opening::ends(&config)?;
         let host = Arc::new(opened.host);
@@ -110,7 +113,7 @@ impl Machine {
             history: History::default(),
             check: None,
             receiver: None,
-            awaited: Parameters::default(),
+            awaited,
             in_doubt: false,
             opened: opened_file,
             memory_lost: false,
@@ -133,11 +136,9 @@ impl Machine {
     pub(super) fn begin(&mut self) -> Result<(), RunError> {
         match self.config.incoming.clone() {
             None => self.boot(),
-            Some(Incoming::Uri(uri)) if self.receiver.is_none() => {
-                let changes = Parameters::default();
-                self.listen(&uri, changes)
-                    .map_err(|error| RunError::Incoming { uri, reason: error.to_string() })
-            }
+            Some(Incoming::Uri(uri)) if self.receiver.is_none() => self
+                .listen(&uri, self.awaited.clone())
+                .map_err(|error| RunError::Incoming { uri, reason: error.to_string() }),
             Some(Incoming::File(_)) => match self.opened.take() {
                 Some(opened) => self.restore(opened, Parameters::default()).map_err(|error| RunError::Host {
                     what: "the restore can't begin",

@@ -115,9 +115,9 @@ impl Demo {
         let mut source = self.boot()?;
         let client = self.client()?;
         let daily = self.work(&mut source, client.as_ref())?;
-        let uri = self.uri();
-        let mut destination = self.await_guest(&uri)?;
-        let moved = self.migrate(&mut source, &mut destination, &uri, daily)?;
+        let (uri, proof) = (self.uri(), self.credentials()?);
+        let mut destination = self.await_guest(&uri, &proof)?;
+        let moved = self.migrate(&mut source, &mut destination, &[&[uri][..], &proof].concat(), daily)?;
         let story = self.settle(&source, &mut destination, moved)?;
         print!("{}", report::text(self.guest, &story, client.as_ref()));
         drop(client);
@@ -202,8 +202,20 @@ impl Demo {
         }
     }
 
-    fn await_guest(&self, uri: &str) -> Result<Vm> {
-        let mut destination = self.start(End::Destination, vec!["--incoming".to_owned(), uri.to_owned()])?;
+    /// What two hosts prove to each other who they are with; none on one host.
+    fn credentials(&self) -> Result<Vec<String>> {
+        let Some(name) = self.network.as_ref().and_then(Network::destination_name) else {
+            return Ok(Vec::new());
+        };
+        let folder = self.directory.path().join("tls").display().to_string();
+        said_by_tern(&["tls", "init", &folder, "--host", name])?;
+        tell("secret", "both hosts have certificates, made by tern tls init");
+        Ok(vec!["--tls-creds".to_owned(), folder])
+    }
+
+    fn await_guest(&self, uri: &str, proof: &[String]) -> Result<Vm> {
+        let args = [&["--incoming".to_owned(), uri.to_owned()][..], proof].concat();
+        let mut destination = self.start(End::Destination, args)?;
         destination.wait_state("inmigrate")?;
         Ok(destination)
     }
@@ -212,15 +224,15 @@ impl Demo {
         &self,
         source: &mut Vm,
         destination: &mut Vm,
-        uri: &str,
+        to: &[String],
         daily: report::Daily,
     ) -> Result<report::Moved> {
-        tell("migrate", &format!("to another process, by {uri}"));
+        tell("migrate", &format!("to another process, by {}", to.join(" ")));
         let beats_before = self.guest.beats(&source.printed())?.len();
         let started = Instant::now();
         let mut command = Command::new(tern_binary());
         // Its progress bar goes to the terminal; its table would say what the report says.
-        command.args(["migrate", "--control"]).arg(&source.control).arg(uri).stdout(Stdio::null());
+        command.args(["migrate", "--control"]).arg(&source.control).args(to).stdout(Stdio::null());
         let mut child = Killed(spawn(&mut command, None)?);
         let status = wait("the migration to end", STEP_LIMIT, || Ok(child.0.try_wait()?))?;
         if !status.success() {
