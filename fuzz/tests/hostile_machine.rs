@@ -122,7 +122,7 @@ fn copy_memory(from: &Vm, to: &Vm) {
 fn saved_machine(bench: &mut Bench) -> (Vm, Vec<u8>, usize) {
     let mut vm = bench.boot("ws=1M rate=1000 interval=20 cpus=2");
     let beats = bench.wait_for_beats(2);
-    assert!(vm.stop().unwrap());
+    assert!(vm.stop(&|| false).unwrap());
     let (mut state, mut bytes) = (StateSet::default(), Vec::new());
     SourceVm::save(&mut vm, &mut state).unwrap();
     state.encode(&mut bytes);
@@ -219,7 +219,7 @@ fn a_mutated_stream_brings_the_guest_into_a_machine_or_nothing() {
     let mut vm = bench.boot("ws=64K rate=1000 interval=20 cpus=2");
     bench.wait_for_beats(2);
     // Where it arrives it stands still, and can be compared.
-    assert!(vm.stop().unwrap());
+    assert!(vm.stop(&|| false).unwrap());
     vm.core().run().hold(Hold::User);
     let recorded = record_between(vm, bench.machine(Hold::Incoming)).unwrap();
     let Recording { to_destination, source: mut sent, .. } = recorded.expect("it arrives");

@@ -47,6 +47,8 @@ pub struct Parameters {
     pub xbzrle_cache_bytes: u64,
     /// What happens when that time is over.
     pub on_timeout: &'static str,
+    /// Longest wait for the manager before the guest is stopped; 0: no limit.
+    pub switchover_limit_ms: u64,
     /// Files: threads that write.
     pub file_threads: u64,
     /// Files: write past the host's page cache.
@@ -82,6 +84,7 @@ impl Default for Parameters {
             compress_threads: 0,
             decompress_threads: 0,
             xbzrle_cache_bytes: 0,
+            switchover_limit_ms: 0,
             file_threads: 0,
             direct_io: false,
             dirty_log: "",

@@ -1,7 +1,7 @@
 //! What others may do with a migration that runs: watch it, read its report, cancel it.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -49,6 +49,8 @@ pub struct Control {
     /// When the attempt's clock started, after the handle was made.
     started_us: AtomicU64,
     report: Mutex<Arc<Report>>,
+    /// The manager has said that the guest may be stopped.
+    may_switch: AtomicBool,
     /// Held while a status is told, so that none comes in front of one that was there before it.
     telling: Mutex<()>,
 }
@@ -63,6 +65,7 @@ impl Control {
             clock: Clock::start(),
             started_us: AtomicU64::new(0),
             report: Mutex::new(Arc::new(Report::new(side))),
+            may_switch: AtomicBool::new(false),
             telling: Mutex::new(()),
         }))
     }
@@ -80,6 +83,19 @@ impl Control {
             self.observer.status(Status::Cancelling);
         }
         accepted
+    }
+
+    /// Ends the wait before the switch-over (`pause-before-switchover`). False: it doesn't wait now.
+    pub fn go_on(&self) -> bool {
+        let waits = self.report().status == Status::PreSwitchover;
+        if waits {
+            self.may_switch.store(true, Ordering::SeqCst);
+        }
+        waits
+    }
+
+    pub(crate) fn may_switch(&self) -> bool {
+        self.may_switch.load(Ordering::SeqCst)
     }
 
     /// Tells the observer. Between `cancelling` and the end nothing else is news.
@@ -115,6 +131,16 @@ impl Control {
     pub fn warn(&self, text: String) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut report).warnings.push(text);
+    }
+
+    /// What became of an attempt that was in doubt.
+    pub fn settle(&self, status: Status, text: String) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let report_now = Arc::make_mut(&mut report);
+        report_now.status = status;
+        report_now.warnings.push(text);
+        drop(report);
+        self.tell(status);
     }
 
     /// The attempt's clock since its handle was made: never goes back. All of the engine's times come from here.

@@ -11,6 +11,7 @@
 mod agree;
 mod channels;
 mod check;
+mod handover;
 mod load;
 mod lobby;
 mod restore;
@@ -21,14 +22,18 @@ use crate::channel::{Acceptor, Connection, Route};
 use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
+use crate::handover::Register;
+use crate::handover::destination::Event;
 use crate::ram::RamView;
 use crate::stats::{ErrorReport, Report, Round, Side, Status};
 use crate::vm::{DestinationVm, PAGE_BYTES, VmError};
 use crate::wire::{Peer, Purpose, Wire, greet};
 
 use self::agree::Connected;
+use self::handover::Handover;
 use self::lobby::Met;
 
+pub use self::lobby::attend;
 pub use self::restore::{Filling, Restore, restore};
 
 const PUBLISH_EVERY_US: u64 = 100_000;
@@ -40,6 +45,8 @@ pub struct Received<V> {
     pub vm: V,
     /// Does the guest run? False: it was paused on the source, and is paused here.
     pub running: bool,
+    /// The source knows that the guest is here. If not, it may ask: see [`attend`].
+    pub settled: bool,
 }
 
 /// The guest has not arrived, or doesn't run.
@@ -62,19 +69,21 @@ pub fn receive_from<V: DestinationVm>(
     acceptor: &Arc<dyn Acceptor>,
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    receive_with(vm, acceptor, &LiveParameters::default(), control)
+    receive_with(vm, acceptor, &LiveParameters::default(), &Arc::default(), control)
 }
 
-/// As [`receive_from`], with the parameters of this side.
+/// As [`receive_from`], with the parameters of this side. `register` remembers for sources in doubt what became of all
+/// attempts of this process.
 pub fn receive_with<V: DestinationVm>(
     vm: V,
     acceptor: &Arc<dyn Acceptor>,
     live: &LiveParameters,
+    register: &Arc<Register>,
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    match lobby::meet(&vm, &**acceptor, control) {
+    match lobby::meet(&vm, &**acceptor, register, control) {
         Ok(Met { wire, route, peer, strangers }) => {
-            let mut attempt = Attempt::new(vm, wire, route, control);
+            let mut attempt = Attempt::new(vm, wire, route, register, control);
             attempt.report.strangers = strangers.count;
             attempt.report.warnings = strangers.texts;
             attempt.acceptor = Some(Arc::clone(acceptor));
@@ -102,11 +111,14 @@ pub fn receive<V: DestinationVm>(
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
     let route = connection.route.clone();
-    let mut attempt = Attempt::new(vm, Wire::new(connection, Side::Destination, control), route, control);
+    let (wire, register) = (Wire::new(connection, Side::Destination, control), Arc::default());
+    let mut attempt = Attempt::new(vm, wire, route, &register, control);
     attempt.set_status(Status::Setup);
-    let met = greet(&mut attempt.wire).and_then(|peer| match peer.purpose {
+    let met = greet(&mut attempt.wire, &register).and_then(|peer| match peer.purpose {
         Purpose::Migration => Ok(peer),
-        Purpose::Check => Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into()),
+        Purpose::Check | Purpose::Inquiry => {
+            Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into())
+        }
         Purpose::Channel => Err(ProtocolError::NoSession { found: peer.session }.into()),
     });
     attempt.run(met)
@@ -122,7 +134,8 @@ struct Attempt<V> {
     report: Report,
     /// Parameter of this side.
     decompress_threads: u64,
-    committed: bool,
+    handover: Handover,
+    register: Arc<Register>,
     published_us: u64,
     /// While memory arrives.
     live_started_us: Option<u64>,
@@ -132,7 +145,7 @@ struct Attempt<V> {
 }
 
 impl<V: DestinationVm> Attempt<V> {
-    fn new(vm: V, wire: Wire, route: Route, control: &Arc<Control>) -> Self {
+    fn new(vm: V, wire: Wire, route: Route, register: &Arc<Register>, control: &Arc<Control>) -> Self {
         let mut report = Report::new(Side::Destination);
         report.set_route(route);
         report.memory_bytes = RamView::new(vm.ram()).region_pages().sum::<u64>() * PAGE_BYTES;
@@ -143,7 +156,8 @@ impl<V: DestinationVm> Attempt<V> {
             control: Arc::clone(control),
             report,
             decompress_threads: 0,
-            committed: false,
+            handover: Handover::default(),
+            register: Arc::clone(register),
             published_us: 0,
             live_started_us: None,
             now: Round::default(),
@@ -157,7 +171,7 @@ impl<V: DestinationVm> Attempt<V> {
         let result = met
             .and_then(|peer| Connected { attempt: &mut self, ram: &ram, peer }.agree())
             .and_then(agree::Agreed::load)
-            .and_then(load::Prepared::start);
+            .and_then(handover::Prepared::start);
         self.finish(result)
     }
 
@@ -208,15 +222,19 @@ impl<V: DestinationVm> Attempt<V> {
         let error = match result {
             Ok(running) => {
                 self.set_status(Status::Completed);
-                return Ok(Received { vm: self.vm, running });
+                return Ok(Received { vm: self.vm, running, settled: self.handover.settled });
             }
             Err(error) => self.wire.last_words(error),
         };
+        let cancelled = matches!(error, MigrationError::Cancelled);
+        if !self.handover.state.is_over() {
+            let over = self.step(if cancelled { Event::Cancel } else { Event::Failed });
+            debug_assert!(over.is_ok(), "nothing is sent at the end");
+        }
         self.wire.farewell(&error);
         self.report.error = Some(ErrorReport::from(&error));
-        let cancelled = matches!(error, MigrationError::Cancelled);
         self.set_status(if cancelled { Status::Cancelled } else { Status::Failed });
-        Err(Box::new(ReceiveError { vm: self.vm, committed: self.committed, error }))
+        Err(Box::new(ReceiveError { vm: self.vm, committed: self.handover.state.is_committed(), error }))
     }
 }
 

@@ -151,6 +151,17 @@ pub enum MigrationError {
         /// The limit.
         downtime_limit_ms: u64,
     },
+    /// A source came too late.
+    #[error("this process has its guest already, and waits for no other")]
+    NotWaiting,
+    /// The manager did not say that the guest may be stopped.
+    #[error(
+        "switchover-limit {switchover_limit_ms} ms is over, and nobody has said migrate-continue; raise it, or leave          pause-before-switchover off"
+    )]
+    NotContinued {
+        /// The limit.
+        switchover_limit_ms: u64,
+    },
     /// Somebody cancelled it.
     #[error("the migration was cancelled")]
     Cancelled,
@@ -382,7 +393,8 @@ impl MigrationError {
             | Self::Memory { .. }
             | Self::Thread { .. }
             | Self::Resume { .. } => Blame::Local,
-            Self::NotConverging { .. } => Blame::Limit,
+            Self::NotWaiting => Blame::Incompatible,
+            Self::NotConverging { .. } | Self::NotContinued { .. } => Blame::Limit,
             Self::Cancelled => Blame::Cancelled,
         }
     }
@@ -402,7 +414,9 @@ impl MigrationError {
             Self::Memory { .. } => "guest-memory",
             Self::Thread { .. } => "thread",
             Self::Resume { .. } => "resume",
+            Self::NotWaiting => "not-waiting",
             Self::NotConverging { .. } => "not-converging",
+            Self::NotContinued { .. } => "not-continued",
             Self::Cancelled => "cancelled",
         }
     }

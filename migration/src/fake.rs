@@ -45,13 +45,15 @@ pub enum Call {
     Stop,
     Save,
     Resume,
+    ReleaseDisks,
     Check,
     Load,
+    TakeDisks,
     Start,
 }
 
 /// Calls of the source's trait.
-pub const SOURCE_CALLS: [Call; 8] = [
+pub const SOURCE_CALLS: [Call; 9] = [
     Call::DirtyLogStart,
     Call::DirtyLogFetch,
     Call::DirtyLogClear,
@@ -59,17 +61,20 @@ pub const SOURCE_CALLS: [Call; 8] = [
     Call::Resident,
     Call::Stop,
     Call::Save,
+    Call::ReleaseDisks,
     Call::Resume,
 ];
 
 /// Calls of the destination's trait.
-pub const DESTINATION_CALLS: [Call; 3] = [Call::Check, Call::Load, Call::Start];
+pub const DESTINATION_CALLS: [Call; 4] = [Call::Check, Call::Load, Call::TakeDisks, Call::Start];
 
 /// How many machines run the same guest: never more than one.
 #[derive(Debug, Default)]
 pub struct Fleet {
     running: AtomicU32,
     most: AtomicU32,
+    /// Which machine has the lock of the disk that all of them have.
+    disk: Mutex<Option<usize>>,
 }
 
 impl Fleet {
@@ -81,6 +86,17 @@ impl Fleet {
     /// Most that ever ran at once.
     pub fn most(&self) -> u32 {
         self.most.load(Ordering::SeqCst)
+    }
+
+    /// Takes the disk for a machine; false: another one has it.
+    fn take_disk(&self, machine: usize) -> bool {
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        *disk.get_or_insert(machine) == machine
+    }
+
+    fn release_disk(&self, machine: usize) {
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        disk.take_if(|owner| *owner == machine);
     }
 }
 
@@ -97,6 +113,8 @@ pub struct Options {
     pub working_set_pages: u64,
     /// Before it runs, the guest has written every so manieth page.
     pub touched_every: usize,
+    /// Stopping takes until it is cancelled.
+    pub disk_is_stuck: bool,
     /// The call that fails, and the how manieth of its kind, from 0.
     pub fail: Option<(Call, u32)>,
     /// Shared by the machines that a guest moves between.
@@ -111,6 +129,7 @@ impl Default for Options {
             writes_per_call: 3,
             working_set_pages: 40,
             touched_every: 3,
+            disk_is_stuck: false,
             fail: None,
             fleet: Arc::default(),
         }
@@ -189,8 +208,22 @@ impl FakeVm {
                 .step_by(vm.options.touched_every.max(1))
                 .for_each(|page| vm.shared.write(region, page));
         }
+        if !vm.options.fleet.take_disk(vm.number()) {
+            return Err(VmError::plain("another machine has the disk"));
+        }
         vm.set_running(true);
         Ok(vm)
+    }
+
+    /// Distinguishes it from all others that live.
+    fn number(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
+    /// Has it the lock of the disk?
+    pub fn has_disk(&self) -> bool {
+        let disk = self.options.fleet.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        *disk == Some(self.number())
     }
 
     /// Pauses or resumes as a person does.
@@ -302,6 +335,7 @@ impl FakeVm {
 impl Drop for FakeVm {
     fn drop(&mut self) {
         self.run(false);
+        self.options.fleet.release_disk(self.number());
         if let Some((quit, thread)) = self.writer.take() {
             quit.store(true, Ordering::SeqCst);
             // A writer that panicked has failed its test already.

@@ -43,6 +43,16 @@ impl Answer {
     /// All of them; the position is their number on the wire.
     pub const ALL: [Self; 5] = [Self::Undecided, Self::Never, Self::Held, Self::Running, Self::Unknown];
 
+    /// Its number on the wire.
+    pub(crate) fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The answer with this number.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
     /// For reports and programs.
     pub fn name(self) -> &'static str {
         match self {

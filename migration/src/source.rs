@@ -18,9 +18,12 @@ mod agree;
 pub(crate) mod carrier;
 mod check;
 mod commit;
+mod doubt;
+mod handover;
 mod lanes;
 mod link;
 mod rounds;
+mod switchover;
 
 use std::sync::Arc;
 
@@ -28,6 +31,7 @@ use crate::channel::{Address, Connection, Connector, Route, Security, Uri};
 use crate::config::LiveParameters;
 use crate::control::Control;
 use crate::error::MigrationError;
+use crate::handover::source::{Event, State};
 use crate::policy::link::LinkMeter;
 use crate::ram::RamView;
 use crate::snapshot::SaveFile;
@@ -36,9 +40,11 @@ use crate::vm::{PAGE_BYTES, SourceVm, VmError};
 
 use self::agree::Connected;
 use self::carrier::Carrier;
+use self::handover::Handover;
 use self::link::Link;
 
 pub use self::check::{CheckReport, SectionChoice, check};
+pub use self::doubt::{Doubt, ResolveError, Standing, inquire, wait};
 
 /// The report that others read is at most this old while the guest runs.
 const PUBLISH_EVERY_US: u64 = 100_000;
@@ -61,7 +67,7 @@ pub enum Outcome {
     Failed(MigrationError),
     /// The guest was given up and the destination's answer did not come: it may run there, or not at all.
     /// This side keeps it stopped, with all its memory, until a person has looked at the destination.
-    InDoubt(MigrationError),
+    InDoubt(Doubt),
 }
 
 /// The machine, and how the migration ended.
@@ -158,14 +164,6 @@ pub(crate) fn carry<V: SourceVm>(
     attempt.finish(result)
 }
 
-/// What a failure must undo.
-#[derive(Debug, Clone, Copy, Default)]
-struct Undo {
-    log_started: bool,
-    stop_called: bool,
-    given_up: bool,
-}
-
 /// Everything that lasts over the phases.
 struct Attempt<'a, V> {
     vm: V,
@@ -173,7 +171,8 @@ struct Attempt<'a, V> {
     live: &'a LiveParameters,
     control: Arc<Control>,
     report: Report,
-    undo: Undo,
+    handover: Handover,
+    log_started: bool,
     /// What the link carries.
     meter: LinkMeter,
     /// How much memory is moved while threads are at it, encoding included.
@@ -204,7 +203,8 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
             live,
             control: Arc::clone(control),
             report,
-            undo: Undo::default(),
+            handover: Handover::default(),
+            log_started: false,
             meter: LinkMeter::new(),
             flow: LinkMeter::new(),
             round_trip_us: 0,
@@ -301,17 +301,14 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         }
         let outcome = match result {
             Ok(outcome) => outcome,
-            Err(error) if self.undo.given_up => Outcome::InDoubt(self.carrier.last_words(error)),
             Err(error) => self.give_back(error),
         };
-        if self.undo.log_started {
-            self.stop_log();
-        }
+        self.end_log();
         let (status, error) = match &outcome {
             Outcome::Completed | Outcome::Saved { .. } => (Status::Completed, None),
             Outcome::Cancelled => (Status::Cancelled, Some(&MigrationError::Cancelled)),
             Outcome::Failed(error) => (Status::Failed, Some(error)),
-            Outcome::InDoubt(error) => (Status::InDoubt, Some(error)),
+            Outcome::InDoubt(doubt) => (Status::InDoubt, Some(&doubt.error)),
         };
         self.report.error = error.map(ErrorReport::from);
         self.set_status(status);
@@ -321,32 +318,49 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     /// The guest goes on here, though it isn't over yet: what is left to do needs neither it nor its log.
     fn keep_running(&mut self) -> Result<(), MigrationError> {
         self.vm.resume().map_err(vm_failed("letting the guest go on"))?;
-        self.undo.stop_called = false;
-        if self.undo.log_started {
-            self.stop_log();
-        }
+        self.step(Event::GoesOn)?;
+        self.end_log();
         Ok(())
     }
 
-    /// The guest goes on here, and only then the peer is told.
+    /// What follows for the guest from a failure or a cancel, as the table says.
     fn give_back(&mut self, error: MigrationError) -> Outcome {
-        if self.undo.log_started {
-            self.stop_log();
+        let event = if matches!(error, MigrationError::Cancelled) { Event::Cancel } else { Event::Failed };
+        let before = self.handover.state;
+        if before.can_cancel() {
+            self.end_log();
         }
-        let resumed = if self.undo.stop_called { self.vm.resume() } else { Ok(()) };
-        let error = self.carrier.last_words(error);
-        self.carrier.abandon(&error);
-        match (resumed, error) {
-            (Err(source), error) => {
+        self.handover.failure = Some(error);
+        if !before.is_over()
+            && let Err(error) = self.step(event)
+        {
+            self.handover.failure = Some(error);
+        }
+        let Handover { state, failure, not_resumed, .. } = std::mem::take(&mut self.handover);
+        let error = failure.unwrap_or(MigrationError::Cancelled);
+        match (state, not_resumed) {
+            (State::Kept | State::Stranded, Some(source)) => {
                 Outcome::Failed(MigrationError::Resume { after: Box::new(error), source })
             }
-            (Ok(()), MigrationError::Cancelled) => Outcome::Cancelled,
-            (Ok(()), error) => Outcome::Failed(error),
+            (State::Kept | State::Stranded, None) if matches!(error, MigrationError::Cancelled) => {
+                Outcome::Cancelled
+            }
+            (State::Kept | State::Stranded, None) => Outcome::Failed(error),
+            _ => {
+                let error = self.carrier.last_words(error);
+                Outcome::InDoubt(Doubt::new(error, self.report.session.clone()))
+            }
+        }
+    }
+
+    fn end_log(&mut self) {
+        if self.log_started {
+            self.stop_log();
         }
     }
 
     fn stop_log(&mut self) {
-        self.undo.log_started = false;
+        self.log_started = false;
         if let Err(source) = self.vm.dirty_log_stop() {
             let error = vm_failed("stopping the dirty log")(source);
             self.report.warnings.push(error.text());

@@ -58,6 +58,8 @@ pub enum Status {
     Setup,
     /// Memory moves, the guest runs on the source.
     Active,
+    /// Little is left; the guest runs, and waits for the manager's `migrate-continue`.
+    PreSwitchover,
     /// The guest is stopped.
     Device,
     /// The guest runs on the destination.
@@ -80,6 +82,7 @@ impl Status {
             Self::None => "none",
             Self::Setup => "setup",
             Self::Active => "active",
+            Self::PreSwitchover => "pre-switchover",
             Self::Device => "device",
             Self::Completed => "completed",
             Self::Failed => "failed",

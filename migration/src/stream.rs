@@ -296,6 +296,7 @@ fn described(frame: FrameType) -> Option<Message> {
         FrameType::Failed => of::<wire::Failed>(frame),
         FrameType::Answer => of::<wire::Answer>(frame),
         FrameType::Echo => of::<wire::Echo>(frame),
+        FrameType::Settled => of::<wire::Settled>(frame),
         FrameType::Pages | FrameType::State | FrameType::Probe => None,
     }
 }
@@ -318,8 +319,15 @@ mod tests {
     fn stream() -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         let (session, tern_version) = ([1; 16], "1".to_owned());
-        let hello =
-            wire::Hello { protocol_min: 1, protocol_max: 1, tern_version, session, role: 1, index: 0 };
+        let hello = wire::Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            tern_version,
+            session,
+            role: 1,
+            index: 0,
+            answer: None,
+        };
         frame(FrameType::Hello, 0, &encode_record(&hello), 0, &mut out);
         for sequence in [1, 2] {
             let mut records = Vec::new();

@@ -219,7 +219,8 @@ pub trait SourceVm: Send {
     fn resident(&self, region: usize, pages: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), VmError>;
     /// Stops all vCPUs and drains the devices; returns when nothing writes guest memory any more, and
     /// whether the guest was running (`false`: it was paused already, and must arrive paused).
-    fn stop(&mut self) -> Result<bool, VmError>;
+    /// What takes long before that, such as a disk that doesn't answer, ends with an error soon after `cancelled` says so.
+    fn stop(&mut self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<bool, VmError>;
     /// Adds the state of all vCPUs, interrupt controllers, clocks and devices to `state`. Stopped only.
     fn save(&mut self, state: &mut StateSet) -> Result<(), VmError>;
     /// Goes on as before `stop`: a guest that was paused stays paused.
@@ -227,6 +228,13 @@ pub trait SourceVm: Send {
     /// Gives up the right to run this guest: called just before COMMIT is sent. From here on `resume` must
     /// fail, unless a person takes the right back.
     fn give_up(&mut self);
+    /// Lets go of the locks of all disks that the guest writes or reads, since another process is about to take them.
+    /// After an error some may be gone.
+    fn release_disks(&mut self) -> Result<(), VmError>;
+    /// Takes them, all or none; those that are held already stay. An error says who has one.
+    fn take_disks(&mut self) -> Result<(), VmError>;
+    /// The reverse of `give_up`: `resume` is legal again.
+    fn take_back(&mut self);
 }
 
 /// A virtual machine that is to be filled and started: built from the same configuration, never run.
@@ -242,6 +250,9 @@ pub trait DestinationVm: Send {
     fn ram(&self) -> &GuestRam;
     /// Parses all, validates all, then applies.
     fn load(&mut self, state: StateSet) -> Result<(), VmError>;
+    /// Takes the locks of all disks, all or none. Called after COMMIT, or for a guest from a
+    /// file, and before `start`. An error says who has one.
+    fn take_disks(&mut self) -> Result<(), VmError>;
     /// Starts the guest, or leaves it paused as it was on the source. Called after COMMIT only.
     fn start(&mut self, running: bool) -> Result<(), VmError>;
 }

@@ -16,10 +16,10 @@ use tern_schema::{Record, Writer, decode_record};
 
 pub(crate) use compare::{Compared, compare, refusal};
 pub(crate) use frame::{FLAG_ANSWER, FLAG_RUNNING, FRAMES, FrameType, HEADER_BYTES, Header, MAGIC};
-pub(crate) use handshake::{Peer, greet, introduce, join, joined};
+pub(crate) use handshake::{Peer, greet, introduce, introduce_again, join, joined};
 pub(crate) use message::{
     Agreed, Answer, CHANNELS_MAX, Commit, Echo, Failed, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX,
-    PROTOCOL_MIN, Prepared, Purpose, Refused, RoundEnd, Running, Sync, TERN_VERSION,
+    PROTOCOL_MIN, Prepared, Purpose, Refused, RoundEnd, Running, Settled, Sync, TERN_VERSION,
 };
 
 use crate::channel::span::{InSpan, OutSpan};
@@ -131,6 +131,11 @@ impl Wire {
     pub(crate) fn limit_time(&mut self, silence: Duration, longest: Duration) {
         let deadline_us = self.control.now_us().saturating_add(longest.as_micros() as u64);
         (self.timeout, self.deadline_us) = (silence.min(self.timeout), Some(deadline_us));
+    }
+
+    /// From here on the peer may be silent for `silence` at most.
+    pub(crate) fn limit_silence(&mut self, silence: Duration) {
+        self.timeout = silence.min(self.timeout);
     }
 
     /// From here on a cancel disturbs nothing.

@@ -81,7 +81,7 @@ pub enum Fault {
     Delay(Duration),
 }
 
-/// A proxy; dropping it cuts what passes through it.
+/// A proxy; dropping it cuts what passes through it, and who connects later is turned away.
 #[derive(Debug)]
 pub struct Proxy {
     uri: String,
@@ -92,6 +92,8 @@ pub struct Proxy {
 struct Shared {
     fault: Option<(Direction, Place, Fault)>,
     happened: AtomicBool,
+    /// Nobody gets through any more.
+    closed: AtomicBool,
     held: Mutex<bool>,
     released: Condvar,
     links: Mutex<Vec<Link>>,
@@ -122,6 +124,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             fault,
             happened: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             held: Mutex::new(true),
             released: Condvar::new(),
             links: Mutex::new(Vec::new()),
@@ -131,6 +134,9 @@ impl Proxy {
         let (for_thread, target) = (Arc::clone(&shared), target.to_owned());
         std::thread::spawn(move || {
             while let Ok(source) = listener.accept() {
+                if for_thread.closed.load(Ordering::SeqCst) {
+                    continue;
+                }
                 // A target that is gone: the source sees a connection that closes.
                 let Ok(destination) = Link::connect(&target) else { continue };
                 for_thread.join(source, destination);
@@ -177,6 +183,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
         self.cut();
     }
 }

@@ -123,7 +123,8 @@ impl Qmp {
             if wanted.contains(&status.as_str()) {
                 return Some(answer);
             }
-            let over = ["completed", "failed", "cancelled", "in-doubt"].contains(&status.as_str());
+            // A doubt may settle by itself.
+            let over = ["completed", "failed", "cancelled"].contains(&status.as_str());
             assert!(!over, "the migration is {status}, not {wanted:?}: {answer:#}");
             None
         })

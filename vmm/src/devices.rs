@@ -21,7 +21,8 @@ use vm_memory::{GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::SystemBus;
-use crate::config::{self, DiskConfig, VirtioDevice, VmConfig};
+use crate::config::{self, DiskConfig, Incoming, VirtioDevice, VmConfig};
+use crate::disk_locks::{DiskLocks, LockError};
 use crate::layout::{self, VirtioSlot};
 use crate::lines::Lines;
 use crate::platform::DeviceFactV1;
@@ -80,6 +81,9 @@ pub enum DeviceError {
         /// The earlier one.
         other: PathBuf,
     },
+    /// A disk that is somebody else's.
+    #[error(transparent)]
+    DiskLock(#[from] LockError),
     /// A network's interface.
     #[error(transparent)]
     OpenTap(#[from] TapError),
@@ -155,6 +159,8 @@ pub struct Plugs {
     pub console: Arc<BytePort>,
     /// The disks' files.
     disks: Vec<File>,
+    /// Who owns the guest has them.
+    locks: Arc<DiskLocks>,
     /// The interfaces' TAPs, which can be open only once.
     taps: Vec<File>,
     /// Written when the guest pulls its reset line.
@@ -176,9 +182,19 @@ impl Plugs {
         console: Arc<BytePort>,
     ) -> Result<Self, DeviceError> {
         let (disks, taps) = open_backends(config)?;
+        let pairs = config.disks.iter().zip(&disks);
+        let locks = DiskLocks::new(
+            pairs.map(|(disk, file)| Ok((file.try_clone()?, disk.path.clone(), disk.readonly))),
+        );
+        let locks = locks.map_err(|source| DeviceError::Virtio { device: "a disk's lock", source })?;
+        // Whoever is to receive a guest takes them when it is this side's.
+        if matches!(config.incoming, None | Some(Incoming::File(_))) {
+            locks.take()?;
+        }
+        let locks = Arc::new(locks);
         let (reset, power_off) = (Arc::new(eventfd("i8042")?), Arc::new(eventfd("acpi-pm")?));
         let lines = Lines::new(Arc::clone(&reset), Arc::clone(&power_off));
-        Ok(Self { serial, console, disks, taps, reset, power_off, lines })
+        Ok(Self { serial, console, disks, locks, taps, reset, power_off, lines })
     }
 
     /// Forgets what the guest of the machine before did to its lines.
@@ -217,6 +233,7 @@ pub struct DeviceSet {
     virtio: Vec<Arc<Mutex<dyn MmioDevice>>>,
     nets: Vec<Arc<Mutex<MmioTransport<Net>>>>,
     disks: Vec<File>,
+    locks: Arc<DiskLocks>,
     sources: Vec<Source>,
     parts: Vec<Box<dyn Part>>,
     facts: Vec<DeviceFact>,
@@ -273,7 +290,8 @@ impl DeviceSet {
         let mut parts = chip_parts(serial.clone(), i8042, rtc, pm.clone());
         parts.push(part(generation.clone(), 0));
         let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let set = Self { pm, generation, virtio, nets, disks, sources: vec![serial], parts, facts };
+        let locks = Arc::clone(&plugs.locks);
+        let set = Self { pm, generation, virtio, nets, disks, locks, sources: vec![serial], parts, facts };
         let mut builder = Builder { vm, ram, set, bus };
         for (device, slot) in config.virtio_slots() {
             builder.add(device, slot, config, plugs)?;
@@ -320,6 +338,16 @@ impl DeviceSet {
     /// Goes on, looking at every queue once: a buffer that came just before the stop gets no second kick.
     pub fn resume(&self) {
         self.virtio.iter().for_each(|device| lock(device).resume());
+    }
+
+    /// Has it any disk?
+    pub fn has_disks(&self) -> bool {
+        !self.disks.is_empty()
+    }
+
+    /// The locks of its disks.
+    pub fn locks(&self) -> &DiskLocks {
+        &self.locks
     }
 
     /// Puts what the guest has written on its disks where another host can read it: the destination's page

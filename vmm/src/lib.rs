@@ -8,6 +8,7 @@ pub mod config;
 pub mod configuration;
 pub mod control;
 pub mod devices;
+pub mod disk_locks;
 pub mod dump;
 pub mod host;
 pub mod inspect;

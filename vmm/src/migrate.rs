@@ -1,6 +1,9 @@
 //! How the migration engine sees a KVM machine: the two sides of its seam.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use tern_migration::{
     Aspect, DestinationVm, DirtyBitmap, DirtyLogMode, GuestRam, MemoryRegion, SourceVm, VcpuDirty, VmError,
@@ -32,6 +35,32 @@ impl Vm {
             memory: slots.iter().map(region).collect(),
             sections: sections::offers(self.core.vcpus().len(), self.core.devices().parts()),
             platform: encode_record(&self.platform),
+        }
+    }
+}
+
+/// While a disk doesn't answer, a cancel is looked for this often.
+const CANCEL_POLL: Duration = Duration::from_millis(10);
+
+impl Vm {
+    /// In a thread, since a disk that doesn't answer can't be called off: after a cancel that waits alone.
+    fn sync_disks(&self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), VmError> {
+        let unsynced = |error| VmError::new("the guest's disks can't be synced", error);
+        if !self.core.devices().has_disks() {
+            return Ok(());
+        }
+        let (core, (tell, hear)) = (Arc::clone(&self.core), mpsc::channel());
+        let sync = move || {
+            // Nobody hears it after a cancel.
+            let _ = tell.send(core.devices().sync_disks());
+        };
+        std::thread::Builder::new().name("disk-sync".into()).spawn(sync).map_err(unsynced)?;
+        loop {
+            match hear.recv_timeout(CANCEL_POLL) {
+                Ok(synced) => return synced.map_err(unsynced),
+                Err(RecvTimeoutError::Timeout) if !cancelled() => {}
+                Err(_) => return Err(VmError::plain("cancelled before the guest's disks were synced")),
+            }
         }
     }
 }
@@ -96,12 +125,11 @@ impl SourceVm for Vm {
         found.map_err(|error| VmError::new("the page map can't be read", error))
     }
 
-    fn stop(&mut self) -> Result<bool, VmError> {
-        let unsynced = |error| VmError::new("the guest's disks can't be synced", error);
+    fn stop(&mut self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<bool, VmError> {
         // Twice: most of it while the guest still runs, and what came since with the guest at rest.
-        self.core.devices().sync_disks().map_err(unsynced)?;
+        self.sync_disks(cancelled)?;
         self.core.run().hold(Hold::Migration);
-        self.core.devices().sync_disks().map_err(unsynced)?;
+        self.sync_disks(cancelled)?;
         // Behind the hold: nobody stops or starts the guest any more, so this stays true.
         let paused = self.core.run().holds(Hold::User);
         if self.core.is_leaving() {
@@ -126,6 +154,21 @@ impl SourceVm for Vm {
 
     fn give_up(&mut self) {
         self.core.run().exchange(Hold::Migration, Hold::GivenUp);
+    }
+
+    fn release_disks(&mut self) -> Result<(), VmError> {
+        let released = self.core.devices().locks().release();
+        released.map_err(|error| VmError::new("the guest's disks can't be let go", error))
+    }
+
+    fn take_disks(&mut self) -> Result<(), VmError> {
+        DestinationVm::take_disks(self)
+    }
+
+    fn take_back(&mut self) {
+        if self.core.run().holds(Hold::GivenUp) {
+            self.core.run().exchange(Hold::GivenUp, Hold::Migration);
+        }
     }
 }
 
@@ -171,6 +214,11 @@ impl DestinationVm for Vm {
         applied.map_err(|error| VmError::new("this host does not take the guest's state", error))?;
         self.platform = platform_of(&self.core, &self.kvm);
         Ok(())
+    }
+
+    fn take_disks(&mut self) -> Result<(), VmError> {
+        let taken = self.core.devices().locks().take();
+        taken.map_err(|error| VmError::new("the guest's disks can't be had", error))
     }
 
     fn start(&mut self, running: bool) -> Result<(), VmError> {

@@ -98,12 +98,16 @@ impl<M: Machinery> RunControl<M> {
         Ok(())
     }
 
-    /// A person's `cont`: refused if the guest is not a person's to start now.
-    pub fn cont(&self) -> Result<(), Forbidden> {
+    /// A person's `cont`: refused if the guest is not a person's to start now. `first` is done before that, and only if it
+    /// is; the guest starts if that succeeds.
+    pub fn cont_after<E>(&self, first: impl FnOnce() -> Result<(), E>) -> Result<Result<(), E>, Forbidden> {
         let _changing = self.lock();
         self.persons()?;
-        self.remove(Hold::User);
-        Ok(())
+        let done = first();
+        if done.is_ok() {
+            self.remove(Hold::User);
+        }
+        Ok(done)
     }
 
     fn persons(&self) -> Result<(), Forbidden> {
@@ -186,14 +190,18 @@ mod tests {
         control.release(Hold::Building);
         assert_eq!(control.stop(), Ok(()));
         control.hold(Hold::Migration);
-        assert_eq!(control.cont(), Err(Hold::Migration));
+        assert_eq!(control.cont_after(|| Ok::<(), ()>(())), Err(Hold::Migration));
         assert!(control.holds(Hold::User), "the guest arrives paused");
         control.release(Hold::Migration);
-        assert_eq!(control.cont(), Ok(()));
+        assert_eq!(control.cont_after(|| Ok::<(), ()>(())), Ok(Ok(())));
+        assert_eq!(control.stop(), Ok(()));
+        assert_eq!(control.cont_after(|| Err("no disk")), Ok(Err("no disk")));
+        assert!(control.holds(Hold::User));
+        control.release(Hold::User);
         control.hold(Hold::Migration);
         assert_eq!(control.stop(), Err(Hold::Migration));
         control.exchange(Hold::Migration, Hold::GivenUp);
-        assert_eq!(control.cont(), Err(Hold::GivenUp));
+        assert_eq!(control.cont_after(|| Ok::<(), ()>(())), Err(Hold::GivenUp));
     }
 
     struct Stuck(Barrier);

@@ -126,7 +126,7 @@ impl Copying {
 
     /// The guest at rest: the last fetch reports all that is left.
     fn finish(&mut self) {
-        assert!(self.vm.stop().unwrap());
+        assert!(self.vm.stop(&|| false).unwrap());
         saved(&mut self.vm);
         let written = self.written();
         self.vm.dirty_log_fetch(&mut self.pending).unwrap();

@@ -17,7 +17,7 @@ fn moves(cpus: u8, cmdline: &str, moves: usize) {
     let mut vm = bench.boot(cmdline);
     let mut beats = bench.wait_for_beats(2);
     for _ in 0..moves {
-        assert!(vm.stop().unwrap());
+        assert!(vm.stop(&|| false).unwrap());
         let mut next = bench.moved(&mut vm);
         drop(vm);
         next.start(true).unwrap();
@@ -58,7 +58,7 @@ fn what_is_loaded_is_saved_again_but_for_what_goes_on() {
     let Some(mut bench) = Bench::new(2) else { return };
     let mut vm = bench.boot("torture=on cpus=2");
     bench.wait_until("turns", |heard| heard.lines().filter(|line| line.starts_with("T ")).count() > 4);
-    vm.stop().unwrap();
+    vm.stop(&|| false).unwrap();
     let first = saved(&mut vm);
     // A timer that ends while the guest stands still is an interrupt then: not in this comparison.
     let mut next = bench.moved_as(&mut vm, |_| first.clone());

@@ -75,7 +75,7 @@ fn a_thousand_moves(cpus: u8) {
         // Anywhere in the next turn, not always just behind a line.
         std::thread::sleep(Duration::from_micros(cycle * 7919 % TURN_US));
         let stopped = Instant::now();
-        assert!(vm.stop().unwrap());
+        assert!(vm.stop(&|| false).unwrap());
         at_least = turns.read(bench.heard()) + 1;
         let next = bench.moved(&mut vm);
         drop(std::mem::replace(&mut vm, next));

@@ -26,7 +26,7 @@ fn stopped() -> Option<(Bench, Vm)> {
     let mut bench = Bench::new(2)?;
     let mut vm = bench.boot(TORTURE);
     bench.wait_until("a turn of each vCPU", |heard| turns(heard) > 0);
-    assert!(vm.stop().unwrap());
+    assert!(vm.stop(&|| false).unwrap());
     Some((bench, vm))
 }
 
@@ -156,7 +156,7 @@ fn what_kvm_writes_for_the_guest_is_in_the_dirty_log() {
     let before = turns(bench.heard());
     vm.resume().unwrap();
     bench.wait_until("a turn", |heard| turns(heard) > before);
-    vm.stop().unwrap();
+    vm.stop(&|| false).unwrap();
     let mut dirty = DirtyBitmap::new([pages]);
     vm.dirty_log_fetch(&mut dirty).unwrap();
     assert!(dirty.get(0, page), "KVM wrote the guest's clock at page {page:#x}");
@@ -237,7 +237,7 @@ fn the_upper_halves_of_avx_registers_come_as_they_were_and_stay() {
     let before = turns(bench.heard());
     last.start(true).unwrap();
     bench.wait_until("a turn of each vCPU", |heard| turns(heard) > before + 1);
-    last.stop().unwrap();
+    last.stop(&|| false).unwrap();
     there(&mut last);
 }
 
@@ -269,7 +269,7 @@ fn the_guest_notices_each_register_that_is_lost_on_the_way() {
                 heard.contains(&found) || heard_turns(heard) > before + 1
             });
             std::thread::sleep(std::time::Duration::from_micros(attempt * 7919 % 18_000));
-            vm.stop().unwrap();
+            vm.stop(&|| false).unwrap();
             if bench.heard().contains(&found) {
                 break;
             }

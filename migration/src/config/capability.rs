@@ -16,6 +16,8 @@ pub struct Capabilities {
     pub stop_first: bool,
     /// The guest arrives paused, whatever it was.
     pub arrive_paused: bool,
+    /// The manager is waited for before the guest is stopped.
+    pub pause_before_switchover: bool,
     /// Prove at the switch that the destination has what the source had.
     pub verify: bool,
     /// Send only what has changed in a page that was sent before.
@@ -72,6 +74,14 @@ pub const CAPABILITIES: &[Capability] = &[
         set: |c, value| c.arrive_paused = value,
     },
     Capability {
+        name: "pause-before-switchover",
+        default: false,
+        meaning: "Source: when little is left, wait for migrate-continue; the guest runs meanwhile.",
+        files_only: false,
+        get: |c| c.pause_before_switchover,
+        set: |c, value| c.pause_before_switchover = value,
+    },
+    Capability {
         name: "verify",
         default: true,
         meaning: "Source: hash all memory and state on both sides, and compare before the guest is handed over.",
@@ -96,6 +106,7 @@ impl Default for Capabilities {
             keep_running: false,
             stop_first: false,
             arrive_paused: false,
+            pause_before_switchover: false,
             verify: false,
             xbzrle: false,
         };

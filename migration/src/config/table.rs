@@ -49,6 +49,9 @@ pub const PARAMETERS: &[Parameter] = &[
         .means("Memory for what the destination has, with which xbzrle finds out what has changed."),
     Parameter::choice("on-timeout", &["fail", ON_TIMEOUT_STOP], |p| &mut p.on_timeout)
         .means("When max-total-time is over: fail, or stop the guest and send the rest, whatever the downtime."),
+    Parameter::number("switchover-limit", "ms", 1..=u32::MAX as u64, 600_000, |p| &mut p.switchover_limit_ms)
+        .zero_is("none")
+        .means("Longest wait of pause-before-switchover; then the migration fails and the guest runs on."),
     Parameter::number("file-threads", "threads", 1..=16, 4, |p| &mut p.file_threads)
         .of(Scope::Files)
         .fixed()

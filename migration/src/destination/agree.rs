@@ -5,10 +5,12 @@ use std::sync::Arc;
 use tern_schema::ChosenVersion;
 
 use super::Attempt;
-use super::load::{Loading, Prepared};
+use super::handover::Prepared;
+use super::load::Loading;
 use super::lobby;
 use super::vm_failed;
 use crate::error::{MigrationError, ProtocolError};
+use crate::handover::destination::Event;
 use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_MASK, RamView};
 use crate::stats::{Proof, Status};
@@ -124,6 +126,7 @@ pub(super) fn check<V: DestinationVm>(
 impl<'s, V: DestinationVm> Agreed<'s, V> {
     pub(super) fn load(self) -> Result<Prepared<'s, V>, MigrationError> {
         let Self { attempt, ram, encodings, further } = self;
+        attempt.step(Event::Agreed)?;
         attempt.set_status(Status::Active);
         Loading::new(attempt, ram, encodings, further)?.run()
     }

@@ -1,4 +1,4 @@
-//! Memory, state, and the moment from which the guest is this side's.
+//! Memory and state arrive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use tern_schema::StateSet;
 
 use super::channels::{Channels, is_halted};
+use super::handover::Prepared;
 use super::{Attempt, vm_failed};
 use crate::error::{MigrationError, ProtocolError};
 use crate::policy::link::rate;
@@ -15,7 +16,7 @@ use crate::ram::proof::MemoryProof;
 use crate::ram::{Coded, Decoder, Decoding, ENCODINGS_PLAIN, Incoming, PageReceiver, PageRounds, RamView};
 use crate::stats::{Downtime, Round};
 use crate::vm::DestinationVm;
-use crate::wire::{Commit, FLAG_RUNNING, FrameType, Prepared as PreparedMessage, RoundEnd, Running, Wire};
+use crate::wire::{FLAG_RUNNING, FrameType, RoundEnd, Wire};
 
 /// The report is kept fresh so often while other connections are waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -31,13 +32,6 @@ pub(super) struct Loading<'s, V> {
     channels: Channels,
     /// What the source says of the state that follows.
     state_proof: Option<u64>,
-}
-
-/// All is loaded and checked; nothing runs.
-pub(super) struct Prepared<'s, V> {
-    attempt: &'s mut Attempt<V>,
-    running: bool,
-    downtime: Downtime,
 }
 
 impl<'s, V: DestinationVm> Loading<'s, V> {
@@ -261,35 +255,4 @@ fn compare(what: &'static str, source_proof: u64, destination_proof: u64) -> Res
         return Ok(());
     }
     Err(MigrationError::Proof { what, source_proof, destination_proof })
-}
-
-impl<V: DestinationVm> Prepared<'_, V> {
-    /// Says that all is ready, and waits to be told that the guest is this side's. A cancel comes before
-    /// that or too late: afterwards the source may have given the guest up.
-    pub(super) fn start(self) -> Result<bool, MigrationError> {
-        let Self { attempt, running, mut downtime } = self;
-        if !attempt.control.cancel.close() {
-            return Err(MigrationError::Cancelled);
-        }
-        attempt.wire.ignore_cancel();
-        let message = PreparedMessage { load_us: downtime.load_us };
-        attempt.wire.send(FrameType::Prepared, &message, "saying that all is loaded")?;
-        let commit: Commit = attempt.wire.expect(FrameType::Commit, "waiting for the source to hand over")?;
-        attempt.committed = true;
-        let started_us = attempt.control.now_us();
-        attempt.vm.start(running).map_err(vm_failed("starting the guest"))?;
-        downtime.resume_us = attempt.control.since_us(started_us);
-        let Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us } = commit;
-        attempt.report.live_us = live_us.unwrap_or(attempt.report.live_us);
-        let resume_us = downtime.resume_us;
-        let told =
-            attempt.wire.send(FrameType::Running, &Running { resume_us }, "saying that the guest runs");
-        // The guest runs here; a source that doesn't hear of it stays stopped, in doubt.
-        if let Err(error) = told {
-            attempt.report.warnings.push(format!("the source was not told: {}", error.text()));
-        }
-        attempt.report.downtime =
-            Some(Downtime { stop_us, state_save_us, final_ram_us, state_send_us, ..downtime });
-        Ok(running)
-    }
 }

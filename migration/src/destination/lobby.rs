@@ -10,6 +10,7 @@ use crate::channel::stream::{Heard, Stream};
 use crate::channel::{Acceptor, CONNECT_TIMEOUT, Connection, Route};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::handover::{Answer, Register};
 use crate::stats::Side;
 use crate::vm::DestinationVm;
 use crate::wire::{FrameType, HEADER_BYTES, Header, MAGIC, Peer, Purpose, Wire, greet};
@@ -56,13 +57,14 @@ struct Guest {
 pub(super) fn meet<V: DestinationVm>(
     vm: &V,
     acceptor: &dyn Acceptor,
+    register: &Register,
     control: &Arc<Control>,
 ) -> Result<Met, MigrationError> {
     let mut lobby = Lobby::new(acceptor, control);
     loop {
         let Some(connection) = lobby.next(None)? else { continue };
         control.restart_clock();
-        match meet_one(vm, connection, control) {
+        match meet_one(vm, connection, register, control) {
             Ok(Some((wire, route, peer))) => {
                 return Ok(Met { wire, route, peer, strangers: lobby.strangers });
             }
@@ -116,7 +118,7 @@ pub(super) fn gather(
 
 /// The place of a further connection that has introduced itself as one of this migration.
 fn take_in(wire: &mut Wire, first: &Peer, found: &[Option<Wire>]) -> Result<usize, MigrationError> {
-    let peer = greet(wire)?;
+    let peer = greet(wire, &Register::default())?;
     if peer.purpose != Purpose::Channel || peer.session_id != first.session_id {
         let (found, expected) = (peer.session, first.session.clone());
         return Err(ProtocolError::Session { found, expected }.into());
@@ -228,12 +230,15 @@ fn is_whole(first: &[u8]) -> Result<bool, ProtocolError> {
 fn meet_one<V: DestinationVm>(
     vm: &V,
     connection: Connection,
+    register: &Register,
     control: &Arc<Control>,
 ) -> Result<Option<(Wire, Route, Peer)>, MigrationError> {
     let route = connection.route.clone();
     let mut wire = Wire::new(connection, Side::Destination, control);
-    let met = greet(&mut wire).and_then(|peer| match peer.purpose {
+    let met = greet(&mut wire, register).and_then(|peer| match peer.purpose {
         Purpose::Migration => Ok(Some(peer)),
+        // Its answer was in the hello.
+        Purpose::Inquiry => Ok(None),
         Purpose::Check => {
             let differing = check::answer(vm, &mut wire, &peer)?;
             control.observer.asked(&differing);
@@ -246,6 +251,33 @@ fn meet_one<V: DestinationVm>(
         Err(error) => {
             wire.farewell(&error);
             Err(error)
+        }
+    }
+}
+
+/// Goes on answering sources in doubt at `acceptor` when the guest has come, until one has heard what became of
+/// `session`, or it is cancelled. Everybody else is told that nobody is awaited here any more.
+pub fn attend(
+    acceptor: &dyn Acceptor,
+    register: &Register,
+    session: &str,
+    control: &Arc<Control>,
+) -> Result<(), MigrationError> {
+    loop {
+        let Some(connection) = acceptor.accept()? else {
+            acceptor.wait(&[], control, None)?;
+            continue;
+        };
+        let mut wire = Wire::new(connection.with_timeout(HELLO_TIMEOUT), Side::Destination, control);
+        match greet(&mut wire, register) {
+            Ok(peer) if peer.purpose == Purpose::Inquiry => {
+                if peer.session == session && register.answer(session) == Answer::Running {
+                    return Ok(());
+                }
+            }
+            Ok(_) => wire.farewell(&MigrationError::NotWaiting),
+            Err(MigrationError::Cancelled) => return Err(MigrationError::Cancelled),
+            Err(error) => wire.farewell(&error),
         }
     }
 }

@@ -80,7 +80,7 @@ pub fn restore<V: DestinationVm>(
     match result {
         Ok(running) => {
             control.announce(report, Status::Completed, None);
-            Ok(Received { vm, running })
+            Ok(Received { vm, running, settled: true })
         }
         Err(error) => {
             let cancelled = matches!(error, MigrationError::Cancelled);
@@ -125,6 +125,7 @@ impl<V: DestinationVm> Attempt<'_, V> {
         }
         let started = Instant::now();
         let running = snapshot.index().running && !paused;
+        self.vm.take_disks().map_err(vm_failed("taking the guest's disks"))?;
         self.vm.start(running).map_err(vm_failed("starting the guest"))?;
         downtime.resume_us = us(started);
         self.report.downtime = Some(downtime);

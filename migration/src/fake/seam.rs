@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tern_schema::StateSet;
 
@@ -71,8 +72,14 @@ impl SourceVm for FakeVm {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<bool, VmError> {
+    fn stop(&mut self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<bool, VmError> {
         self.call(Call::Stop)?;
+        while self.options.disk_is_stuck && !cancelled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.options.disk_is_stuck {
+            return Err(VmError::plain("cancelled while the disk was stuck"));
+        }
         self.run(false);
         Ok(!self.paused)
     }
@@ -98,6 +105,20 @@ impl SourceVm for FakeVm {
 
     fn give_up(&mut self) {
         self.given_up = true;
+    }
+
+    fn release_disks(&mut self) -> Result<(), VmError> {
+        self.call(Call::ReleaseDisks)?;
+        self.options.fleet.release_disk(self.number());
+        Ok(())
+    }
+
+    fn take_disks(&mut self) -> Result<(), VmError> {
+        DestinationVm::take_disks(self)
+    }
+
+    fn take_back(&mut self) {
+        self.given_up = false;
     }
 }
 
@@ -129,6 +150,14 @@ impl DestinationVm for FakeVm {
         self.shared.writes.store(writes, Ordering::SeqCst);
         self.shared.touched.load(&touched);
         Ok(())
+    }
+
+    fn take_disks(&mut self) -> Result<(), VmError> {
+        self.call(Call::TakeDisks)?;
+        if self.options.fleet.take_disk(self.number()) {
+            return Ok(());
+        }
+        Err(VmError::plain("another machine has the disk"))
     }
 
     fn start(&mut self, running: bool) -> Result<(), VmError> {

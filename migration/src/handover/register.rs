@@ -33,6 +33,11 @@ impl Register {
         true
     }
 
+    /// Was this session ever noted?
+    pub(crate) fn knows(&self, session: &str) -> bool {
+        self.answer(session) != Answer::Unknown
+    }
+
     /// What became of this session.
     pub fn answer(&self, session: &str) -> Answer {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);

@@ -82,6 +82,8 @@ pub enum Event {
     Continue,
     /// All of memory and state has been sent.
     Sent,
+    /// A copy of it all has been made, and the guest goes on meanwhile: it is not given away.
+    GoesOn,
     /// The destination has loaded all, and nobody has cancelled before that.
     Prepared,
     /// The disks' locks are let go.
@@ -142,6 +144,7 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         (Event::LittleLeft { pause: true }, Live) => (PreSwitchover, &[]),
         (Event::LittleLeft { pause: false }, Live) | (Event::Continue, PreSwitchover) => (Stopped, &[Stop]),
         (Event::Sent, Stopped) => (Offered, &[]),
+        (Event::GoesOn, Stopped | Offered) => (Live, &[]),
         (Event::Prepared, Offered) => (Releasing, &[Release]),
         (Event::Released, Releasing) => (GivenUp, &[GiveUp, Commit]),
         (Event::Running, GivenUp) => (Done, &[]),
@@ -172,6 +175,7 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
             | Event::LittleLeft { .. }
             | Event::Continue
             | Event::Sent
+            | Event::GoesOn
             | Event::Prepared
             | Event::Released
             | Event::Taken

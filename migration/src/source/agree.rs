@@ -8,6 +8,7 @@ use super::{Attempt, vm_failed};
 use crate::config::Parameters;
 use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
+use crate::handover::source::Event;
 use crate::ram::proof::PROOF_XXH3;
 use crate::ram::{ENCODINGS_PLAIN, Encoding, RamView, compress};
 use crate::stats::{Proof, Status};
@@ -77,8 +78,9 @@ impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
     /// Starts the dirty log. From here on every write is seen.
     pub(super) fn start(self) -> Result<Rounds<'s, 'a, V>, MigrationError> {
         let Self { attempt, ram, terms } = self;
+        attempt.step(Event::Agreed)?;
         attempt.set_status(Status::Active);
-        attempt.undo.log_started = true;
+        attempt.log_started = true;
         let wanted = attempt.live.get().dirty_log_mode();
         let mode = attempt.vm.dirty_log_start(wanted).map_err(vm_failed("starting the dirty log"))?;
         attempt.report.dirty_log = Some(mode);

@@ -12,7 +12,7 @@ use tern_schema::ChosenVersion;
 
 use crate::error::MigrationError;
 use crate::ram::job::{Job, Moved};
-use crate::stats::{Proof, Report, XbzrleReport};
+use crate::stats::{Downtime, Proof, Report, XbzrleReport};
 use crate::vm::GuestRam;
 use crate::wire::{Commit, Offer, RoundEnd};
 
@@ -113,6 +113,11 @@ pub(crate) trait Carrier {
     /// Makes it final; what went wrong without undoing that goes into `report`. Returns how long the other end took
     /// to start the guest.
     fn commit(&mut self, commit: &Commit, report: &mut Report) -> Result<u64, MigrationError>;
+
+    /// The guest is the other end's, and this side knows it: says so, if anybody listens.
+    fn settled(&mut self, downtime: &Downtime) {
+        let _ = downtime;
+    }
 
     /// Bytes so far that are neither pages, their records nor state.
     fn message_bytes(&self) -> u64;

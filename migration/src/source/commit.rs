@@ -8,6 +8,7 @@ use super::rounds::Rounds;
 use super::{Attempt, Outcome, vm_failed};
 use crate::control::Control;
 use crate::error::MigrationError;
+use crate::handover::source::{Event, State};
 use crate::stats::{Downtime, Status};
 use crate::vm::{PAGE_BYTES, SourceVm};
 use crate::wire::Commit;
@@ -40,6 +41,7 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
             attempt.carrier.state(&state, running && !attempt.live.get().capabilities.arrive_paused)?;
         downtime.state_send_us = Some(attempt.control.since_us(sending_us));
         attempt.report.bytes.state += state.len() as u64;
+        attempt.step(Event::Sent)?;
         Ok(Offered { attempt, stop_started_us, downtime })
     }
 }
@@ -82,21 +84,32 @@ impl<V: SourceVm> Offered<'_, '_, V> {
             return Err(MigrationError::Cancelled);
         }
         let commit_us = attempt.control.now_us();
-        if gives_away {
-            attempt.undo.given_up = true;
-            attempt.vm.give_up();
-        }
         let Downtime { stop_us, state_save_us, final_ram_us, state_send_us, .. } = downtime;
         let live_us = Some(attempt.report.live_us);
         let commit = Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us };
-        let resume_us = attempt.carrier.commit(&commit, &mut attempt.report)?;
         if gives_away {
-            downtime.resume_us = resume_us;
+            attempt.hand_over(commit)?;
+            downtime.resume_us = attempt.handover.resume_us;
             downtime.total_us = Some(attempt.control.since_us(stop_started_us));
+        } else {
+            attempt.carrier.commit(&commit, &mut attempt.report)?;
         }
         downtime.commit_us = Some(attempt.control.since_us(commit_us));
+        attempt.carrier.settled(&downtime);
         attempt.report.downtime = Some(downtime);
         Ok(if gives_away { Outcome::Completed } else { Outcome::Saved { resumed } })
+    }
+}
+
+impl<V: SourceVm> Attempt<'_, V> {
+    /// Lets the disks go, gives the guest up and says so, all as the table has it.
+    fn hand_over(&mut self, commit: Commit) -> Result<(), MigrationError> {
+        self.handover.commit = commit;
+        self.step(Event::Prepared)?;
+        if self.handover.state == State::Done {
+            return Ok(());
+        }
+        Err(self.handover.failure.take().unwrap_or(MigrationError::Cancelled))
     }
 }
 

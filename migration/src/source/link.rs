@@ -20,11 +20,11 @@ use crate::ram::proof::{MemoryProof, PROOF_XXH3};
 use crate::ram::{
     Auto, Compression, ENCODINGS_PLAIN, Encoding, Outgoing, PageCache, RamView, encoding_names,
 };
-use crate::stats::{Report, Side, XbzrleReport};
+use crate::stats::{Downtime, Report, Side, XbzrleReport};
 use crate::vm::{GuestRam, SectionOffer};
 use crate::wire::{
-    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Peer, Prepared, Purpose, RoundEnd, Running, Sync, Wire,
-    introduce, join, joined,
+    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Peer, Prepared, Purpose, RoundEnd, Running, Settled,
+    Sync, Wire, introduce, join, joined,
 };
 
 /// The first connection is looked at so often while another one is waited for.
@@ -304,6 +304,13 @@ impl Carrier for Link {
         let waiting = "waiting for the peer to say that the guest runs";
         let answer: Running = wire.expect(FrameType::Running, waiting)?;
         Ok(answer.resume_us)
+    }
+
+    fn settled(&mut self, downtime: &Downtime) {
+        let Downtime { total_us, commit_us, .. } = *downtime;
+        let settled = Settled { total_us: total_us.unwrap_or(0), commit_us: commit_us.unwrap_or(0) };
+        // Who doesn't hear of it goes on answering, and nobody asks.
+        let _ = self.main.wire().send(FrameType::Settled, &settled, "thanking");
     }
 
     fn message_bytes(&self) -> u64 {

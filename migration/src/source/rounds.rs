@@ -11,6 +11,7 @@ use super::{Attempt, vm_failed};
 use crate::config::ON_TIMEOUT_STOP;
 use crate::dirty::{DirtyBitmap, dirty_chunks, hot_last};
 use crate::error::MigrationError;
+use crate::handover::source::{Event, State};
 use crate::policy::downtime::{Decision, Figures, is_late};
 use crate::policy::link::rate;
 use crate::ram::compress::GROUP_PAGES_MAX;
@@ -99,6 +100,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
                 return self.stop();
             }
             match figures.decide() {
+                Decision::Stop if self.waits_for_manager() => self.await_manager()?,
                 Decision::Stop => return self.stop(),
                 Decision::Another { within_limit } => self.rounds_within_limit += u32::from(within_limit),
                 Decision::GiveUp if self.stops_when_late() => return self.stop(),
@@ -109,7 +111,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
     }
 
     /// One round with the guest running.
-    fn round(&mut self) -> Result<(), MigrationError> {
+    pub(super) fn round(&mut self) -> Result<(), MigrationError> {
         self.attempt.control.tell_pass(self.attempt.now.round.saturating_add(1));
         let started_us = self.attempt.begin_round();
         self.send_pending(true)?;
@@ -197,10 +199,10 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         let attempt = &mut *self.attempt;
         attempt.set_status(Status::Device);
         attempt.live_started_us = None;
-        attempt.undo.stop_called = true;
         let started_us = attempt.control.now_us();
-        let running = attempt.vm.stop().map_err(vm_failed("stopping the guest"))?;
-        let stop_us = attempt.control.since_us(started_us);
+        let continued = attempt.handover.state == State::PreSwitchover;
+        attempt.step(if continued { Event::Continue } else { Event::LittleLeft { pause: false } })?;
+        let (running, stop_us) = (attempt.handover.was_running, attempt.control.since_us(started_us));
         Ok(*self.halt.insert(Halt { running, started_us, stop_us }))
     }
 

@@ -11,6 +11,8 @@ use crate::stats::Side;
 
 /// How long a side that gives up tries to say so, and then waits for the peer to have heard it.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// Likewise when a person has cancelled and waits.
+const CANCELLED_FAREWELL: Duration = Duration::from_millis(60);
 
 impl Wire {
     /// If `error` is the connection's, and the peer has left a word on why it closed it, then that.
@@ -32,7 +34,9 @@ impl Wire {
     pub(crate) fn farewell(&mut self, error: &MigrationError) {
         let peer_is_gone = matches!(error, MigrationError::Link(_) | MigrationError::Peer { .. });
         if self.introduced && !peer_is_gone && !self.cut_sending {
-            (self.cancellable, self.timeout) = (false, FAREWELL.min(self.timeout));
+            let is_cancelled = matches!(error, MigrationError::Cancelled);
+            let limit = if is_cancelled { CANCELLED_FAREWELL } else { FAREWELL };
+            (self.cancellable, self.timeout) = (false, limit.min(self.timeout));
             let said = match error {
                 MigrationError::Refused { code, text } if self.side == Side::Destination => {
                     let refused = Refused { code: code.clone(), text: text.clone() };

@@ -42,6 +42,7 @@ pub(crate) enum FrameType {
     Probe = 13,
     Echo = 14,
     Sync = 15,
+    Settled = 16,
 }
 
 /// One row of the table.
@@ -78,6 +79,7 @@ pub(crate) const FRAMES: &[FrameInfo] = &[
     row(FrameType::Probe, "probe", 1 << 20, FLAG_ANSWER),
     row(FrameType::Echo, "echo", 4096, 0),
     row(FrameType::Sync, "sync", 4096, 0),
+    row(FrameType::Settled, "settled", 4096, 0),
 ];
 
 impl FrameType {

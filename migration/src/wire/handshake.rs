@@ -6,6 +6,7 @@ use std::io::{self, Read};
 
 use super::{CHANNELS_MAX, FrameType, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, TERN_VERSION, Wire};
 use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::handover::{Answer, Register};
 
 /// Longest name of the peer's that a text of ours repeats.
 const NAME_MAX_CHARS: usize = 64;
@@ -13,6 +14,8 @@ const NAME_MAX_CHARS: usize = 64;
 /// What the peer said of itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
+    /// To a source in doubt.
+    pub(crate) answer: Answer,
     pub(crate) tern_version: String,
     pub(crate) session: String,
     pub(crate) protocol_version: u32,
@@ -31,13 +34,22 @@ const STATE: &str = "introducing itself";
 /// The source introduces itself and hears who is there.
 pub(crate) fn introduce(wire: &mut Wire, purpose: Purpose) -> Result<Peer, MigrationError> {
     let session = new_session().map_err(|source| LinkError::Io { state: STATE, source })?;
-    send_hello(wire, session, purpose, 0)?;
+    introduce_again(wire, session, purpose)
+}
+
+/// Likewise, for something that has to do with an earlier session.
+pub(crate) fn introduce_again(
+    wire: &mut Wire,
+    session: SessionId,
+    purpose: Purpose,
+) -> Result<Peer, MigrationError> {
+    send_hello(wire, session, purpose, 0, None)?;
     hear_answer(wire, session, purpose, 0)
 }
 
 /// The source introduces a further connection of its migration; [`joined`] hears the answer.
 pub(crate) fn join(wire: &mut Wire, session: SessionId, index: u32) -> Result<(), MigrationError> {
-    send_hello(wire, session, Purpose::Channel, index)
+    send_hello(wire, session, Purpose::Channel, index, None)
 }
 
 /// The destination has taken that connection.
@@ -70,11 +82,13 @@ fn hear_answer(
 }
 
 /// The destination hears who is there and introduces itself, with the purpose that it has heard.
-pub(crate) fn greet(wire: &mut Wire) -> Result<Peer, MigrationError> {
+/// A source in doubt has its answer from `register`.
+pub(crate) fn greet(wire: &mut Wire, register: &Register) -> Result<Peer, MigrationError> {
     wire.receive_magic()?;
     let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
     let purpose = Purpose::from_role(peer.role).unwrap_or(Purpose::Migration);
-    send_hello(wire, peer.session, purpose, peer.index)?;
+    let answer = (purpose == Purpose::Inquiry).then(|| register.answer(&hex(&peer.session)));
+    send_hello(wire, peer.session, purpose, peer.index, answer)?;
     checked(peer)
 }
 
@@ -83,6 +97,7 @@ fn send_hello(
     session: SessionId,
     purpose: Purpose,
     index: u32,
+    answer: Option<Answer>,
 ) -> Result<(), MigrationError> {
     wire.send_magic()?;
     let hello = Hello {
@@ -92,6 +107,7 @@ fn send_hello(
         session,
         role: purpose as u8,
         index,
+        answer: answer.map(Answer::number),
     };
     wire.send(FrameType::Hello, &hello, STATE)
 }
@@ -121,7 +137,8 @@ fn checked(peer: Hello) -> Result<Peer, MigrationError> {
     }
     let (tern_version, session) = (readable(&peer.tern_version), hex(&peer.session));
     let (session_id, index) = (peer.session, peer.index);
-    Ok(Peer { tern_version, session, protocol_version, purpose, session_id, index })
+    let answer = peer.answer.and_then(Answer::from_number).unwrap_or(Answer::Unknown);
+    Ok(Peer { answer, tern_version, session, protocol_version, purpose, session_id, index })
 }
 
 fn new_session() -> io::Result<[u8; 16]> {
@@ -155,6 +172,7 @@ mod tests {
             session: [0; 16],
             role: Purpose::Migration as u8,
             index: 0,
+            answer: None,
         };
         let text = checked(hello).unwrap_err().text();
         assert!(text.contains("speaks 1 to 1") && text.contains("speaks 2 to 3") && !text.contains('\u{1b}'));

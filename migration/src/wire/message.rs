@@ -25,11 +25,14 @@ pub(crate) enum Purpose {
     Check = 2,
     /// A further connection of a migration: memory alone.
     Channel = 3,
+    /// A source in doubt: what became of the migration with this session?
+    Inquiry = 4,
 }
 
 impl Purpose {
     pub(crate) fn from_role(role: u8) -> Option<Self> {
-        [Self::Migration, Self::Check, Self::Channel].into_iter().find(|purpose| *purpose as u8 == role)
+        let all = [Self::Migration, Self::Check, Self::Channel, Self::Inquiry];
+        all.into_iter().find(|purpose| *purpose as u8 == role)
     }
 }
 
@@ -48,6 +51,8 @@ record! {
         [5] role: u8,
         /// Which of several with this role.
         [6] index: u32,
+        /// Destination, to a source in doubt: what became of that session, as [`crate::handover::Answer::ALL`] numbers it.
+        [7 optional] answer: Option<u8>,
     }
 }
 
@@ -182,6 +187,16 @@ record! {
     pub struct Running {
         /// Time to start it.
         [1] resume_us: u64,
+    }
+}
+
+record! {
+    /// Source, at the very end: it knows that the guest is the destination's, and will never ask.
+    pub struct Settled {
+        /// From the order to stop until the answer that the guest runs.
+        [1] total_us: u64,
+        /// From sending COMMIT until that answer.
+        [2] commit_us: u64,
     }
 }
 

@@ -147,7 +147,7 @@ fn a_guest_that_never_converges_is_stopped_in_time_where_that_is_wanted() {
     // The time ends in the middle of a round that would take long: the rest of it is sent at once.
     let slow = json!({"max-bandwidth": 262_144, "max-total-time": 200, "on-timeout": "stop"});
     let started = Instant::now();
-    let options = Options { region_pages: vec![3000], ..options };
+    let options = Options { region_pages: vec![3000], fleet: Arc::default(), ..options };
     let ends = run_live(&options, &live(slow));
     assert_moved(&ends, true);
     assert!(started.elapsed() < Duration::from_secs(8), "1000 pages take 16 s under the limit");

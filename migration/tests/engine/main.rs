@@ -6,6 +6,7 @@ mod auto;
 mod calls;
 mod channels;
 mod check;
+mod doubt;
 mod encodings;
 mod faults;
 mod harness;

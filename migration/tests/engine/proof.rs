@@ -77,11 +77,11 @@ fn a_flipped_bit_in_any_batch_of_pages_is_found() {
 fn a_changed_state_is_found_even_if_its_frame_is_in_order() {
     let options = resting();
     let (_, messages) = run_with(&options, 0, Fault::None, &verify(true));
-    // The state and COMMIT are the last two.
+    // The state, COMMIT and the last word are the last three.
     let cases: Vec<usize> = (0..40).map(|n| n * 977).collect();
     on_threads(&cases, |bit| {
         let options = resting();
-        let (ends, _) = run_with(&options, messages - 2, Fault::Forge(*bit), &verify(true));
+        let (ends, _) = run_with(&options, messages - 3, Fault::Forge(*bit), &verify(true));
         assert!(ends.destination.as_ref().err().unwrap().error.text().starts_with("the state"));
         assert_refused(ends, &options, &format!("bit {bit} of the state"));
     });

@@ -184,7 +184,51 @@ fn in_doubt_and_the_destination_is_dead() {
 }
 
 #[test]
-fn in_doubt_and_the_guest_runs_there() {
+fn a_doubt_settles_when_the_guest_runs_there() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
+    source.wait_beats(1, 2);
+    let proxy = Proxy::with(&destination.uri(), ToSource, Place::Before(Frame::Running), Fault::Hold);
+    let mut here = source.qmp();
+    here.execute("migrate", json!({ "uri": proxy.uri() }));
+    proxy.wait_fault();
+    destination.wait_beats(1, 2);
+    proxy.cut();
+    // The next connection goes through.
+    let answer = here.wait_migrate(&["completed"]);
+    let warnings = answer["report"]["warnings"].to_string();
+    assert!(warnings.contains("in doubt until the destination has answered"), "{answer:#}");
+    here.wait_state(&["postmigrate"]);
+    let error = here.try_execute("migrate-resolve", json!({ "resolution": "run" })).unwrap_err();
+    assert!(error["desc"].as_str().unwrap().contains("moved away"), "{error}");
+    destination.wait_beats(1, 4);
+    PulseLog::read(&(source.serial().text() + &destination.serial().text()));
+    let second = Tern::pulse(WORDS).incoming(Incoming::Unix).start();
+    goes_on_and_moves(&destination, &second);
+}
+
+#[test]
+fn a_doubt_settles_when_commit_never_came() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Tcp);
+    source.wait_beats(1, 2);
+    let proxy = Proxy::with(&destination.uri(), ToDestination, Place::Before(Frame::Commit), Fault::Cut);
+    let mut here = source.qmp();
+    here.execute("migrate", json!({ "uri": proxy.uri() }));
+    proxy.wait_fault();
+    let answer = here.wait_migrate(&["failed"]);
+    assert!(answer["report"]["warnings"].to_string().contains("goes on here"), "{answer:#}");
+    here.wait_state(&["running"]);
+    destination.qmp().wait_state(&["inmigrate"]);
+    goes_on_and_moves(&source, &destination);
+}
+
+#[test]
+fn nobody_answers_and_a_person_discards_the_copy() {
     if !kvm_or_skip() {
         return;
     }
@@ -195,8 +239,9 @@ fn in_doubt_and_the_guest_runs_there() {
     here.execute("migrate", json!({ "uri": proxy.uri() }));
     proxy.wait_fault();
     destination.wait_beats(1, 2);
-    proxy.cut();
-    here.wait_migrate(&["in-doubt"]);
+    drop(proxy);
+    let answer = here.wait_migrate(&["in-doubt"]);
+    assert!(answer["doubt"]["advice"].as_str().unwrap().contains("resolve"), "{answer:#}");
     here.wait_state(&["in-doubt"]);
     PulseLog::read(&(source.serial().text() + &destination.serial().text()));
     here.execute("migrate-resolve", json!({ "resolution": "discard" }));

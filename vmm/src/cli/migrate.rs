@@ -26,6 +26,7 @@ Examples:
   tern migrate --control /tmp/a.sock tcp:localhost:4444 --check
   tern migrate --control /tmp/a.sock 'exec:ssh host-b socat - UNIX-CONNECT:/run/b.sock'
   tern migrate --control /tmp/a.sock vsock:2:4444
+  tern migrate --control /tmp/a.sock --continue
   tern migrate --control /tmp/a.sock --resolve run
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --live --timeout 60 --verbose --undefinesource
 
@@ -45,7 +46,7 @@ pub struct MigrateArgs {
     /// Where to: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT, where a tern waits with --incoming; exec:COMMAND, whose
     /// input and output lead to one; fd:NUMBER, a socket that the guest's process has inherited; or file:PATH (`tern
     /// save` does that and more)
-    #[arg(value_name = "URI", required_unless_present = "resolve", conflicts_with = "resolve", value_parser = uri)]
+    #[arg(value_name = "URI", required_unless_present_any = ["resolve", "go_on"], conflicts_with_all = ["resolve", "go_on"], value_parser = uri)]
     uri: Option<String>,
     #[command(flatten)]
     parameters: ParameterArgs,
@@ -63,6 +64,9 @@ pub struct MigrateArgs {
     /// discard this copy (it is there)
     #[arg(long, value_name = "HOW", value_parser = ["run", "discard"])]
     resolve: Option<String>,
+    /// Let a migration with --capability pause-before-switchover, which waits in status pre-switchover, stop the guest
+    #[arg(long = "continue", conflicts_with_all = ["check", "detach", "resolve"])]
+    go_on: bool,
     #[command(flatten)]
     virsh: VirshArgs,
 }
@@ -216,6 +220,10 @@ pub(super) fn run(mut args: MigrateArgs) -> Result<Exit, Failure> {
         client.execute("migrate-resolve", json!({ "resolution": resolution }))?;
         return Ok(Exit::Success);
     }
+    if args.go_on {
+        client.execute("migrate-continue", json!({ "state": "pre-switchover" }))?;
+        return Ok(Exit::Success);
+    }
     let uri = args.uri.as_deref().unwrap_or_default();
     let ParameterArgs { parameters, capabilities } = &args.parameters;
     let request = json!({ "uri": uri, "parameters": parameters, "capabilities": capabilities });
@@ -290,6 +298,9 @@ extern "C" fn on_interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc
     INTERRUPTS.press(u64::try_from(since.elapsed().as_millis()).unwrap_or(0));
 }
 
+/// So often a source in doubt has asked before it is a person's matter: about two seconds.
+const QUESTIONS: u64 = 4;
+
 /// How a migration is watched.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Watch {
@@ -309,6 +320,12 @@ impl Watch {
         loop {
             let state = client.execute("query-migrate", json!({}))?;
             match state["status"].as_str() {
+                // It may settle by itself.
+                Some("in-doubt")
+                    if state["doubt"]["asked"].as_u64().is_some_and(|asked| asked < QUESTIONS) =>
+                {
+                    progress.show(&state);
+                }
                 Some("completed" | "failed" | "cancelled" | "in-doubt") => {
                     progress.end();
                     return Ok(state);
@@ -342,8 +359,9 @@ fn conclude(ended: &Value, uri: &str) -> Result<(), Failure> {
         Some("in-doubt") => Err(Failure::text(
             Exit::MigrationInDoubt,
             format!(
-                "the migration to {uri} is in doubt: {why}\nthe guest is stopped here and keeps its memory; look at the \
-                 destination, then: tern migrate --resolve discard (it runs there) or --resolve run (it doesn't)"
+                "the migration to {uri} is in doubt: {why}\nthe guest is stopped here and keeps its memory; {}\nthen: tern \
+                 migrate --resolve discard (it runs there) or --resolve run (it doesn't)",
+                ended["doubt"]["advice"].as_str().unwrap_or("look at the destination")
             ),
         )),
         _ => Err(Failure::text(

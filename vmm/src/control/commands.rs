@@ -51,6 +51,12 @@ const RESOLUTION: Argument = Argument {
     required: true,
     help: "run: the guest goes on here, and you have made sure that it doesn't at the destination; discard: it is there",
 };
+const STATE: Argument = Argument {
+    name: "state",
+    kind: Kind::Choice(&["pre-switchover"]),
+    required: false,
+    help: "the status in which it waits; there is no other",
+};
 const ENABLE: Argument =
     Argument { name: "enable", kind: Kind::Empty, required: false, help: "QMP capabilities; there are none" };
 
@@ -99,6 +105,13 @@ pub const COMMANDS: &[Command] = &[
             let request = request("migrate-check", arguments)?;
             done(vm.check(request))
         },
+    },
+    Command {
+        name: "migrate-continue",
+        help: "Says that the guest may be stopped now, to a migration that waits in pre-switchover.",
+        arguments: &[STATE],
+        legal: ANY,
+        run: |vm, _| done(vm.go_on()),
     },
     Command {
         name: "migrate-incoming",

@@ -195,4 +195,6 @@ pub trait Operations: Send {
     fn parameters(&self) -> Parameters;
     /// Ends a migration in doubt.
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError>;
+    /// Ends the wait before the switch-over.
+    fn go_on(&mut self) -> Result<(), CommandError>;
 }

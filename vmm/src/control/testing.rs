@@ -113,6 +113,10 @@ impl Operations for FakeMachine {
         MigrationHistory::default()
     }
 
+    fn go_on(&mut self) -> Result<(), CommandError> {
+        self.note("go on")
+    }
+
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
         self.note(format!("resolve {resolution:?}"))
     }

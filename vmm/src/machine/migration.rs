@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tern_migration::channel::{self, Acceptor, Security, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
-use tern_migration::source::{self, Outcome, SourceEnd};
+use tern_migration::source::{self, Doubt, Outcome, SourceEnd};
 use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Report, Side, Status};
 
 use crate::config::{Incoming, RestoreConfig, RestoreMode};
@@ -17,6 +17,7 @@ use crate::sections;
 use crate::vm::Vm;
 
 use super::checking::Check;
+use super::doubt::Doubtful;
 use super::notice::Notice;
 use super::state::Attempt;
 use super::{Machine, RunError};
@@ -148,9 +149,10 @@ impl Machine {
     /// Waits for the next peer, if this process listens.
     pub(super) fn await_guest(&mut self) {
         let (Some(receiver), true) = (self.receiver.clone(), self.vm.is_some()) else { return };
+        let register = Arc::clone(&self.attendance.register);
         let uri = receiver.acceptor.route().place().to_owned();
         let receive = move |vm, Attempt { control, live, .. }: Attempt| {
-            let end = destination::receive_with(vm, &receiver.acceptor, &live, &control);
+            let end = destination::receive_with(vm, &receiver.acceptor, &live, &register, &control);
             if end
                 .as_ref()
                 .is_err_and(|failure| matches!(failure.error, MigrationError::Link(LinkError::Listen { .. })))
@@ -212,6 +214,19 @@ impl Machine {
             }
         }
         self.receiver = None;
+        self.doubt = None;
+        std::mem::take(&mut self.attendance).end();
+    }
+
+    /// The destination is asked from now on, where it can be found by an address.
+    fn is_in_doubt(&mut self, doubt: Doubt) {
+        tracing::warn!(
+            error = doubt.error.text(),
+            "the migration is in doubt: the destination is asked what became of the guest"
+        );
+        let uri = self.attempt.as_ref().and_then(|attempt| attempt.control.report().uri?.parse().ok());
+        self.doubt = Some(Doubtful::new(doubt, uri));
+        self.ask_destination();
     }
 
     /// A copy of the guest is in a file, and the guest is still here.
@@ -233,7 +248,7 @@ impl Machine {
 
     /// Cancels the running attempt; if there is none, the check of a destination.
     pub(super) fn cancel(&mut self) -> Result<(), CommandError> {
-        if self.in_doubt {
+        if self.doubt.is_some() {
             return Err(CommandError::illegal(
                 "the migration is in doubt, and can't be cancelled: look at the destination, then migrate-resolve",
             ));
@@ -257,6 +272,9 @@ impl Machine {
                 "the guest has come and could not be started: it is paused"
             );
             self.core.run().exchange(Hold::Incoming, Hold::User);
+            if let Some(receiver) = &self.receiver {
+                self.attend(Arc::clone(&receiver.acceptor), false, true);
+            }
             self.awaited = Parameters::default();
             return self.has_arrived();
         }
@@ -283,23 +301,30 @@ impl Machine {
             Ended::Source(SourceEnd { mut vm, outcome }) => {
                 vm.laps.tell();
                 self.vm = Some(vm);
-                self.in_doubt = matches!(outcome, Outcome::InDoubt(_));
-                match &outcome {
-                    Outcome::Failed(error) | Outcome::InDoubt(error) => {
+                match outcome {
+                    Outcome::InDoubt(doubt) => self.is_in_doubt(doubt),
+                    Outcome::Failed(error) => {
+                        if matches!(error, MigrationError::Resume { .. }) {
+                            // `cont` tries again.
+                            self.core.run().exchange(Hold::Migration, Hold::User);
+                        }
                         tracing::warn!(error = error.text(), "the migration did not complete");
                     }
-                    Outcome::Saved { resumed } => self.saved(*resumed),
+                    Outcome::Saved { resumed } => self.saved(resumed),
                     Outcome::Completed | Outcome::Cancelled => {}
                 }
             }
-            Ended::Destination(Ok(Received { mut vm, .. })) => {
+            Ended::Destination(Ok(Received { mut vm, settled, .. })) => {
                 vm.laps.tell();
                 self.vm = Some(vm);
+                if let Some(receiver) = &self.receiver {
+                    self.attend(Arc::clone(&receiver.acceptor), settled, false);
+                }
                 // They were for this guest's way here.
                 self.awaited = Parameters::default();
                 self.has_arrived();
             }
-            Ended::File(mode, Ok(Received { mut vm, running })) => {
+            Ended::File(mode, Ok(Received { mut vm, running, .. })) => {
                 vm.laps.tell();
                 self.vm = Some(vm);
                 if let Some(Incoming::File(RestoreConfig { json: true, .. })) = self.config.incoming {

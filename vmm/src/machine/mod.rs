@@ -11,6 +11,7 @@
 
 mod booting;
 mod checking;
+mod doubt;
 mod error;
 mod event_loop;
 mod history;

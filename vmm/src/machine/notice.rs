@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use tern_migration::handover::Answer;
 use tern_migration::pager::PagerError;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -26,6 +27,13 @@ pub(super) enum Notice {
         generation: u64,
         /// Why.
         error: PagerError,
+    },
+    /// A destination has answered, or not, what became of this session.
+    Answered {
+        /// Hexadecimal.
+        session: String,
+        /// None: nobody answers.
+        answer: Option<Answer>,
     },
     /// A migration is over.
     Migration(Box<Ended>),

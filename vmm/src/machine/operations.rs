@@ -52,7 +52,7 @@ impl Machine {
     fn run_state(&self) -> RunState {
         let run = self.core.run();
         if run.holds(Hold::GivenUp) {
-            return if self.in_doubt { RunState::InDoubt } else { RunState::PostMigrate };
+            return if self.doubt.is_some() { RunState::InDoubt } else { RunState::PostMigrate };
         }
         // A guest that has just come is this process's as soon as the migration has brought the machine back.
         if run.holds(Hold::Incoming) || self.receiver.is_some() {
@@ -101,6 +101,9 @@ impl Machine {
         if let (false, Some(answer)) = (blocked.is_empty(), answer.as_object_mut()) {
             answer.insert("blocked-reasons".into(), blocked.into());
         }
+        if let (Some(doubt), Some(answer)) = (&self.doubt, answer.as_object_mut()) {
+            answer.insert("doubt".into(), doubt.to_json());
+        }
         answer
     }
 
@@ -126,18 +129,6 @@ impl Machine {
             )),
         }
     }
-
-    fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
-        if !self.in_doubt {
-            return Err(CommandError::illegal("no migration is in doubt"));
-        }
-        self.in_doubt = false;
-        match resolution {
-            Resolution::Run => self.core.run().release(Hold::GivenUp),
-            Resolution::Discard => self.end(Ok(ExitReason::Discarded)),
-        }
-        Ok(())
-    }
 }
 
 /// A source's attempt has begun when `migrate` has returned, before its thread says so: a client must not take
@@ -150,7 +141,7 @@ fn begun(mut report: Report) -> Report {
 }
 
 /// The state has changed between the check of a command and the command itself.
-fn not_now(hold: Hold) -> CommandError {
+pub(super) fn not_now(hold: Hold) -> CommandError {
     CommandError::illegal(match hold {
         Hold::Migration => "the guest is on its way: wait for the migration, or cancel it",
         Hold::GivenUp => "the guest was given to the destination",
@@ -172,7 +163,7 @@ impl Operations for Handle {
     }
 
     fn cont(&mut self) -> Result<(), CommandError> {
-        self.lock().core.run().cont().map_err(not_now)
+        self.lock().cont()
     }
 
     fn quit(&mut self) -> Result<(), CommandError> {
@@ -250,6 +241,17 @@ impl Operations for Handle {
     fn history(&self) -> MigrationHistory {
         let machine = self.lock();
         machine.history.with(machine.attempt.as_ref().map(|attempt| attempt.control.report()))
+    }
+
+    fn go_on(&mut self) -> Result<(), CommandError> {
+        let machine = self.lock();
+        let running = machine.attempt.as_ref().filter(|attempt| attempt.running);
+        if running.is_some_and(|attempt| attempt.control.go_on()) {
+            return Ok(());
+        }
+        Err(CommandError::illegal(
+            "no migration waits for it: that is what capability pause-before-switchover does in status pre-switchover",
+        ))
     }
 
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {

@@ -19,6 +19,7 @@ use crate::vm::{BuildError, Core, Host, Vm};
 
 use super::booting::{self, Plan};
 use super::checking::Check;
+use super::doubt::{Attendance, Doubtful};
 use super::history::History;
 use super::migration::Receiver;
 use super::notice::{Inbox, Notice, Notices};
@@ -55,7 +56,10 @@ pub struct Machine {
     pub(super) receiver: Option<Arc<Receiver>>,
     /// For the awaited incoming migration.
     pub(super) awaited: Parameters,
-    pub(super) in_doubt: bool,
+    /// A source that was not answered.
+    pub(super) doubt: Option<Doubtful>,
+    /// What a destination knows for sources that were not answered.
+    pub(super) attendance: Attendance,
     /// The file that the guest comes from, until it is read.
     opened: Option<Opened>,
     /// A page can't be had, and some thread waits for it.
@@ -114,7 +118,8 @@ impl Machine {
             check: None,
             receiver: None,
             awaited,
-            in_doubt: false,
+            doubt: None,
+            attendance: Attendance::default(),
             opened: opened_file,
             memory_lost: false,
         })
@@ -214,6 +219,7 @@ impl Machine {
             }
             Notice::MemoryLost { generation, .. } if generation != self.generation => {}
             Notice::MemoryLost { error, .. } => self.lose_memory(error),
+            Notice::Answered { session, answer } => self.hear_answer(&session, answer),
             Notice::Migration(ended) => self.migration_ended(*ended),
         }
     }
