@@ -13,7 +13,7 @@ use tern_migration::channel::{Connection, Uri};
 use tern_migration::destination::receive;
 use tern_migration::fake::{FakeVm, Options};
 use tern_migration::source::{Outcome, migrate, migrate_to};
-use tern_migration::{Control, DestinationVm, LiveParameters, Side, SourceVm, Unobserved};
+use tern_migration::{Control, DestinationVm, LiveParameters, Parameters, Side, SourceVm, Unobserved};
 
 use crate::sparse::Sparse;
 
@@ -81,13 +81,14 @@ pub fn record_between<S: SourceVm, D: DestinationVm>(
 ///
 /// # Errors
 /// There is no room for a temporary file.
-pub fn save(options: &Options) -> io::Result<Option<(Sparse, FakeVm)>> {
+pub fn save(options: &Options, compress: &'static str) -> io::Result<Option<(Sparse, FakeVm)>> {
     // A name that no other thread of no other process has.
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::SeqCst);
     let path = std::env::temp_dir().join(format!("tern-fuzz-{}-{number}.snapshot", std::process::id()));
     let Ok(vm) = FakeVm::booted(options.clone()) else { return Ok(None) };
-    let (uri, live) = (Uri::File { path: path.clone() }, LiveParameters::default());
+    let live = LiveParameters::new(Parameters { compress, ..Parameters::default() });
+    let uri = Uri::File { path: path.clone() };
     let ended = migrate_to(vm, &uri, &live, &control(Side::Source)?);
     let bytes = fs::read(&path);
     let _ = fs::remove_file(&path);

@@ -86,7 +86,13 @@ fn swap(file: &mut Sparse, random: &mut Random) -> String {
 
 #[test]
 fn a_mutated_file_is_the_same_guest_or_none() {
-    let (saved, source) = save(&options()).unwrap().expect("the guest is saved");
+    for compress in ["none", "lz4", "zstd"] {
+        mutated_files(compress);
+    }
+}
+
+fn mutated_files(compress: &'static str) {
+    let (saved, source) = save(&options(), compress).unwrap().expect("the guest is saved");
     let folder = tempfile::tempdir().unwrap();
     let (next, arrived, most_held) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let reasons = Mutex::new(BTreeMap::<String, u32>::new());
@@ -152,7 +158,7 @@ fn with_state(saved: &Sparse, change: impl FnOnce(&mut Vec<sections::Section>)) 
 
 #[test]
 fn a_section_that_is_there_twice_is_refused() {
-    let (saved, source) = save(&options()).unwrap().expect("the guest is saved");
+    let (saved, source) = save(&options(), "none").unwrap().expect("the guest is saved");
     let folder = tempfile::tempdir().unwrap();
     let restored = |file: &Sparse| {
         let path = folder.path().join("guest.snap");

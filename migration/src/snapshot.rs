@@ -19,12 +19,14 @@ mod reader;
 mod record;
 mod save;
 mod save_error;
+mod slot;
+mod slot_writer;
 mod source;
 mod table;
 mod workers;
 
 pub use error::SnapshotError;
-pub use head::{Extent, FORMAT_VERSION, Head, MAGIC};
+pub use head::{Extent, FORMAT_VERSION, FORMAT_VERSION_PLAIN, Head, MAGIC};
 pub use layout::{Layout, RegionPlace};
 pub use outline::Outline;
 pub use reader::{Snapshot, SnapshotFile};

@@ -37,7 +37,7 @@ pub enum RestoreError {
     },
     /// Pages that aren't in the file as they are in memory.
     #[error(
-        "--mode mapped: pages in {} are encoded, and can't be mapped; use --mode eager or on-demand", path.display()
+        "--mode mapped: pages in {} are compressed, and can't be mapped; use --mode eager or on-demand", path.display()
     )]
     NotMappable {
         /// The file.

@@ -37,9 +37,9 @@ pub(super) fn targets() -> Vec<Target> {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    static SAVED: OnceLock<Option<Vec<u8>>> = OnceLock::new();
-    let saved = SAVED.get_or_init(|| save(&options()).ok().flatten().map(|(file, _)| file.bytes()));
-    saved.iter().cloned().collect()
+    static SAVED: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    let saved = |compress| save(&options(), compress).ok().flatten().map(|(file, _)| file.bytes());
+    SAVED.get_or_init(|| ["none", "lz4", "zstd", "zlib"].into_iter().filter_map(saved).collect()).clone()
 }
 
 /// All that a restore reads.

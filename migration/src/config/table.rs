@@ -30,7 +30,7 @@ pub const PARAMETERS: &[Parameter] = &[
         .means("Connections that memory takes at the same time."),
     Parameter::choice("compress", COMPRESS, |p| &mut p.compress)
         .fixed()
-        .means("How pages are compressed, up to 16 together; auto: by what the link and the processors make best."),
+        .means("How pages are compressed, up to 16 together, also in a file; auto: by what the link and the processors make best, in a file zstd."),
     Parameter::number("compress-level", "level", 1..=19, 0, |p| &mut p.compress_level)
         .zero_is("the method's default")
         .fixed()

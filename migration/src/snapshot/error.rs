@@ -148,6 +148,19 @@ pub enum SnapshotError {
         /// Pages of the region; 0 if there is no such region.
         pages: u64,
     },
+    /// Compressed pages that are not what a compressor makes.
+    #[error(
+        "the compressed pages at guest-physical {gpa:#x} (region {region}) can not be decompressed: {reason}; the file was \
+         damaged: copy it again from where it was saved"
+    )]
+    Undecodable {
+        /// Region.
+        region: usize,
+        /// Guest-physical address of the first of them.
+        gpa: u64,
+        /// Why.
+        reason: String,
+    },
     /// A page isn't what was saved.
     #[error(
         "the page at guest-physical {gpa:#x} (region {region}, page {page}) has hash {computed:#018x}, saved was \
@@ -197,6 +210,7 @@ impl SnapshotError {
             Self::TooLong { .. } | Self::Limit { .. } | Self::Mismatch { .. } | Self::NoSuchPage { .. } => {
                 "out-of-bounds"
             }
+            Self::Undecodable { .. } => "undecodable",
             Self::PageHash { .. } | Self::Proof { .. } => "hash",
         }
     }

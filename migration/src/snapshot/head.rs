@@ -15,8 +15,10 @@ use crate::vm::PAGE_BYTES;
 
 /// The first eight bytes.
 pub const MAGIC: [u8; 8] = *b"TERNSNAP";
-/// The version that this build writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version that this build writes and reads: with compressed memory.
+pub const FORMAT_VERSION: u32 = 2;
+/// The oldest, in which each page is zero or raw. What has no compressed memory is still written so.
+pub const FORMAT_VERSION_PLAIN: u32 = 1;
 /// Where the description begins.
 pub(super) const DESCRIPTION_OFFSET: u64 = PAGE_BYTES;
 /// Longest description: it has to end before the first page.
@@ -42,6 +44,8 @@ pub struct Extent {
 /// The head of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
+    /// Version of the format.
+    pub version: u32,
     /// What is known at the start.
     pub description: Extent,
     /// What is known at the end; none in an unfinished file.
@@ -69,7 +73,7 @@ impl Head {
         let index = self.index.unwrap_or_default();
         let mut out = Vec::with_capacity(HEAD_BYTES);
         out.extend_from_slice(&MAGIC);
-        for word in [FORMAT_VERSION, self.description.bytes, self.description.crc32, index.bytes] {
+        for word in [self.version, self.description.bytes, self.description.crc32, index.bytes] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         out.extend_from_slice(&index.offset.to_le_bytes());
@@ -91,7 +95,7 @@ impl Head {
         }
         whole?;
         let version = cursor.u32();
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_PLAIN..=FORMAT_VERSION).contains(&version) {
             return Err(SnapshotError::Version { found: version, known: FORMAT_VERSION });
         }
         let (description_bytes, description_crc, index_bytes) = (cursor.u32(), cursor.u32(), cursor.u32());
@@ -106,7 +110,7 @@ impl Head {
         let description =
             Extent { offset: DESCRIPTION_OFFSET, bytes: description_bytes, crc32: description_crc };
         let index = Extent { offset: index_offset, bytes: index_bytes, crc32: index_crc };
-        Ok(Self { description, index: (index_bytes != 0).then_some(index), file_bytes })
+        Ok(Self { version, description, index: (index_bytes != 0).then_some(index), file_bytes })
     }
 }
 

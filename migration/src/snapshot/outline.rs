@@ -2,6 +2,7 @@
 
 use tern_schema::{Record, decode_record};
 
+use super::slot::encodings_in_files;
 use super::{Description, Head, Index, Layout, ReadAt, SnapshotError, source};
 use crate::vm::PAGE_BYTES;
 
@@ -98,6 +99,12 @@ fn read_index(from: &impl ReadAt, head: &Head, layout: &Layout) -> Result<Index,
     if state_bytes > STATE_MAX_BYTES {
         let (field, found) = ("state's length", state_bytes);
         return Err(SnapshotError::Limit { part: PART, field, found, max: STATE_MAX_BYTES });
+    }
+    let unknown = index.encodings & !encodings_in_files();
+    if unknown != 0 {
+        let (field, found) = ("newest encoding", u64::from(63 - unknown.leading_zeros()));
+        let max = u64::from(63 - encodings_in_files().leading_zeros());
+        return Err(SnapshotError::Limit { part: PART, field, found, max });
     }
     equal(PART, "offset", place.offset, layout.state_offset.saturating_add(state_bytes))?;
     equal(PART, "end of the file", head.file_bytes, place.offset.saturating_add(place.bytes.into()))?;

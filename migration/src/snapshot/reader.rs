@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tern_schema::StateSet;
 
+use super::slot::{SLOT_PAGES, SlotDecoders, slot_pages};
 use super::table::{self, BLOCK_BYTES, BLOCK_PAGES};
 use super::{Description, Index, Layout, Outline, PageEntry, ReadAt, RegionPlace, SnapshotError, source};
 use crate::ram::Encoding;
@@ -24,6 +25,7 @@ pub struct Snapshot<S> {
     layout: Layout,
     index: Index,
     state: Vec<u8>,
+    decoders: SlotDecoders,
 }
 
 /// A snapshot in a file.
@@ -86,7 +88,7 @@ impl<S: ReadAt> Snapshot<S> {
     /// Reads head, description, index and state, and compares their checksums and the length.
     pub fn parse(source: S) -> Result<Self, SnapshotError> {
         let (description, layout, index, state) = Outline::read(&source).whole()?;
-        Ok(Self { source, description, layout, index, state })
+        Ok(Self { source, description, layout, index, state, decoders: SlotDecoders::default() })
     }
 
     /// The machine, the VMM's configuration of it.
@@ -210,14 +212,45 @@ impl<S: ReadAt> Snapshot<S> {
             let Some(entry) = run.first() else { continue };
             match entry.kind()? {
                 Encoding::Zero => bytes.as_flattened_mut().fill(0),
-                _ => {
+                Encoding::Raw => {
                     let offset = place.page_offset(start);
                     source::read_exact(&self.source, "page", offset, bytes.as_flattened_mut())?;
                     let mut pages = (start..).zip(run).zip(bytes);
                     pages.try_for_each(|((page, entry), bytes)| self.verify(region, page, entry, bytes))?;
                 }
+                _ => self.read_compressed(region, start, run, bytes)?,
             }
             done = done.saturating_add(run.len());
+        }
+        Ok(())
+    }
+
+    /// Pages that are compressed with others, and those needn't be among these.
+    fn read_compressed(
+        &self,
+        region: usize,
+        first: u64,
+        entries: &[PageEntry],
+        out: &mut [PageBytes],
+    ) -> Result<(), SnapshotError> {
+        let place = self.region(region)?;
+        let mut wanted: Vec<_> = (first..).zip(entries).zip(out).collect();
+        for part in wanted.chunk_by_mut(|one, next| one.0.0 / SLOT_PAGES == next.0.0 / SLOT_PAGES) {
+            let Some(slot) = part.first().map(|((page, _), _)| page / SLOT_PAGES) else { continue };
+            let mut decoder = self.decoders.take(region, slot);
+            if !decoder.holds(region, slot) {
+                let mut all = Vec::with_capacity(SLOT_PAGES as usize);
+                self.entries(region, slot_pages(place, slot), &mut all)?;
+                decoder.read(&self.source, place, (region, slot), &all)?;
+            }
+            for ((page, entry), bytes) in part {
+                match decoder.page((*page % SLOT_PAGES) as usize) {
+                    Some(content) => bytes.copy_from_slice(content),
+                    None => bytes.fill(0),
+                }
+                self.verify(region, *page, entry, bytes)?;
+            }
+            self.decoders.give_back(decoder);
         }
         Ok(())
     }

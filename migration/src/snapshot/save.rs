@@ -13,11 +13,12 @@ use super::medium::{Medium, Partial};
 use super::outline::STATE_MAX_BYTES;
 use super::save_error::SaveError;
 use super::workers::{Fault, Workers};
-use super::{Description, Extent, Head, Index, Layout, SnapshotError};
+use super::{Description, Extent, FORMAT_VERSION, FORMAT_VERSION_PLAIN, Head, Index, Layout, SnapshotError};
 use crate::channel::throttle::Throttle;
-use crate::config::LiveParameters;
+use crate::config::{LiveParameters, Parameters};
 use crate::control::Control;
 use crate::error::MigrationError;
+use crate::ram::compress::{self, Method};
 use crate::ram::job::{Job, Moved};
 use crate::ram::{ENCODINGS_PLAIN, proof};
 use crate::source::carrier::{Carrier, Proposal, Terms};
@@ -92,6 +93,23 @@ impl SaveFile {
         SaveError::write(action, &self.path, needed, source).into()
     }
 
+    /// How memory is compressed, if it is. A disk says nothing of what binds: `auto` is the method that saves most for its
+    /// time.
+    fn compression(&self) -> Option<(&'static Method, u32)> {
+        let Parameters { compress: name, compress_level, .. } = self.live.get();
+        let method = compress::method(if name == compress::AUTO { "zstd" } else { name })?;
+        let level = if name == compress::AUTO { 0 } else { compress_level };
+        Some((
+            method,
+            if level == 0 { method.default_level } else { u32::try_from(level).unwrap_or(u32::MAX) },
+        ))
+    }
+
+    /// The oldest version of the format that can say what is in the file: an older release reads what it can.
+    fn version(&self) -> u32 {
+        if self.compression().is_some() { FORMAT_VERSION } else { FORMAT_VERSION_PLAIN }
+    }
+
     fn uncancelled(&self) -> Result<(), MigrationError> {
         if self.control.cancel.is_cancelled() { Err(MigrationError::Cancelled) } else { Ok(()) }
     }
@@ -153,7 +171,10 @@ impl SaveFile {
         let file_bytes = index_place.offset + index.len() as u64;
         self.put(&state, state_offset)?;
         self.put(&index, index_place.offset)?;
-        self.put(&Head { description, index: Some(index_place), file_bytes }.bytes(), 0)?;
+        self.put(
+            &Head { version: self.version(), description, index: Some(index_place), file_bytes }.bytes(),
+            0,
+        )?;
         Ok(file_bytes)
     }
 
@@ -188,8 +209,10 @@ impl Carrier for SaveFile {
         let Some(medium) = self.medium.take() else { return Err(MigrationError::Cancelled) };
         let length = layout.state_offset;
         let throttle = Throttle::new(&self.live, &self.control);
-        let workers = Workers::start(medium, layout, ram, self.threads, throttle, &self.control)
-            .map_err(|source| SaveError::Thread { path: self.path.clone(), source })?;
+        let compression = self.compression();
+        let workers =
+            Workers::start(medium, layout, ram, (self.threads, compression), throttle, &self.control)
+                .map_err(|source| SaveError::Thread { path: self.path.clone(), source })?;
         let description = Extent::of(DESCRIPTION_OFFSET, &bytes);
         self.open = Some(Open {
             workers,
@@ -203,7 +226,7 @@ impl Carrier for SaveFile {
         let sized = self.medium()?.set_length(length);
         sized.map_err(|error| self.failed(Fault::File("sizing", error)))?;
         self.put(&bytes, DESCRIPTION_OFFSET)?;
-        self.put(&Head { description, index: None, file_bytes: 0 }.bytes(), 0)?;
+        self.put(&Head { version: self.version(), description, index: None, file_bytes: 0 }.bytes(), 0)?;
         Ok(Terms { encodings: ENCODINGS_PLAIN, ..Terms::default() })
     }
 

@@ -10,7 +10,8 @@
 
 use super::SnapshotError;
 use super::cursor::Cursor;
-use crate::ram::{ENCODINGS_PLAIN, Encoding, EncodingInfo};
+use super::slot::encodings_in_files;
+use crate::ram::{Encoding, EncodingInfo};
 
 /// Bytes of a block.
 pub(super) const BLOCK_BYTES: usize = 4096;
@@ -30,7 +31,8 @@ pub(super) type Block = [u8; BLOCK_BYTES];
 pub struct PageEntry {
     /// Number of its encoding: 0 zero, 1 raw; the table in `ram/encode.rs` has all.
     pub encoding: u8,
-    /// Bytes of data at the beginning of its place.
+    /// Bytes of data at the beginning of its place; for compressed pages, at the beginning of their slot, and said by the
+    /// first of them.
     pub data_bytes: u16,
     /// Hash of its content; 0 for a zero page.
     pub hash: u64,
@@ -54,12 +56,12 @@ impl PageEntry {
 
     fn info(&self) -> Result<&'static EncodingInfo, SnapshotError> {
         let known =
-            Encoding::from_number(self.encoding).filter(|row| ENCODINGS_PLAIN & row.encoding.bit() != 0);
+            Encoding::from_number(self.encoding).filter(|row| encodings_in_files() & row.encoding.bit() != 0);
         known.ok_or(SnapshotError::Limit {
             part: PART,
             field: "encoding",
             found: self.encoding.into(),
-            max: Encoding::Raw as u64,
+            max: Encoding::Zlib as u64,
         })
     }
 

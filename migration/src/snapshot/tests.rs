@@ -87,6 +87,7 @@ fn file(change: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>)) -> Vec<u8> {
     let index_place = Extent::of(out.len() as u64, &index);
     out.extend_from_slice(&index);
     let head = Head {
+        version: FORMAT_VERSION_PLAIN,
         description: Extent::of(4096, &description),
         index: Some(index_place),
         file_bytes: out.len() as u64,
@@ -170,7 +171,7 @@ fn each_fault_has_its_own_words() {
     assert!(code == "not-a-snapshot" && text.contains("\"XERNSNAP\""), "{text}");
     let (code, text) = with(|bytes| bytes[8] = 9);
     assert!(
-        code == "snapshot-version" && text.contains("version 9") && text.contains("reads version 1"),
+        code == "snapshot-version" && text.contains("version 9") && text.contains("reads version 2"),
         "{text}"
     );
     let (code, text) = with(|bytes| bytes.truncate(3 << 20));

@@ -14,10 +14,12 @@ use std::time::Instant;
 
 use super::ledger::Ledger;
 use super::medium::Medium;
+use super::slot_writer::{SlotLocks, SlotWriter};
 use super::{Layout, PageEntry};
 use crate::channel::throttle::Throttle;
 use crate::control::Control;
 use crate::error::MigrationError;
+use crate::ram::compress::Method;
 use crate::ram::job::{Doing, Job, Tally};
 use crate::ram::pool::{Panicked, Pool, Worker};
 use crate::ram::proof::PageBytes;
@@ -53,11 +55,12 @@ pub(super) struct Shared {
     pub(super) layout: Layout,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) tally: Tally,
-    ram: RamView,
-    throttle: Throttle,
+    pub(super) ram: RamView,
+    pub(super) throttle: Throttle,
     control: Arc<Control>,
     /// What hashing has cost all threads together.
-    hash_ns: AtomicU64,
+    pub(super) hash_ns: AtomicU64,
+    pub(super) slots: SlotLocks,
 }
 
 /// The threads. Dropped, they end after the job that they are at.
@@ -82,7 +85,7 @@ impl Workers {
         medium: Box<dyn Medium>,
         layout: Layout,
         ram: &GuestRam,
-        threads: u64,
+        (threads, compression): (u64, Option<(&'static Method, u32)>),
         throttle: Throttle,
         control: &Arc<Control>,
     ) -> std::io::Result<Self> {
@@ -95,14 +98,29 @@ impl Workers {
             throttle,
             control: Arc::clone(control),
             hash_ns: AtomicU64::new(0),
+            slots: SlotLocks::new(),
         });
+        let threads = usize::try_from(threads).unwrap_or(usize::MAX);
+        let writer = |_| compression.map(|(method, level)| SlotWriter::new(method, level)).transpose();
+        let writers = (0..threads.max(1)).map(writer).collect::<Result<Vec<_>, _>>();
+        let mut writers = writers.map_err(std::io::Error::other)?.into_iter();
         let make = |_| -> Worker<Job, Fault> {
-            let (shared, mut buffer) = (Arc::clone(&shared), PageBuffer::new());
+            let shared = Arc::clone(&shared);
+            if let Some(mut writer) = writers.next().flatten() {
+                return Box::new(move |job| save_compressed(&shared, &job, &mut writer));
+            }
+            let mut buffer = PageBuffer::new();
             Box::new(move |job| save_job(&shared, &job, &mut buffer))
         };
-        let threads = usize::try_from(threads).unwrap_or(usize::MAX);
         Ok(Self { pool: Pool::start(control, "save", threads, make)?, shared })
     }
+}
+
+fn save_compressed(shared: &Shared, job: &Job, writer: &mut SlotWriter) -> Result<(), Fault> {
+    shared.control.check("saving memory")?;
+    let records = shared.tally.timed(Doing::Sending, || writer.save(shared, job))?;
+    shared.tally.add(0, records);
+    Ok(())
 }
 
 fn save_job(shared: &Shared, job: &Job, buffer: &mut PageBuffer) -> Result<(), Fault> {
@@ -182,16 +200,16 @@ fn write(shared: &Shared, first: &PageRecord, pages: usize, buffer: &mut PageBuf
 }
 
 /// Room for the pages of a batch at an address that O_DIRECT takes.
-struct PageBuffer {
+pub(super) struct PageBuffer {
     bytes: Vec<u8>,
 }
 
 impl PageBuffer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { bytes: vec![0; (BATCH_PAGES_MAX + 1) * PAGE] }
     }
 
-    fn pages(&mut self, pages: usize) -> &mut [u8] {
+    pub(super) fn pages(&mut self, pages: usize) -> &mut [u8] {
         let start = self.bytes.as_ptr().align_offset(PAGE);
         let end = start.saturating_add(pages.min(BATCH_PAGES_MAX) * PAGE);
         self.bytes.get_mut(start..end).unwrap_or_default()

@@ -8,6 +8,7 @@ mod boot;
 mod booted;
 mod check;
 mod command_line;
+mod compressed;
 mod control;
 mod dirty_log;
 mod files;

@@ -15,6 +15,7 @@ Examples:
   tern save --control /tmp/a.sock web.snap
   tern restore web.snap --control /tmp/b.sock
   tern save --control /tmp/a.sock web.snap --then run
+  tern save --control /tmp/a.sock web.snap --compress zstd
   tern save --control /tmp/a.sock web.snap --direct-io on --file-threads 8 --json | jq .total_us
 
 The guest runs while its memory is written, and is stopped for the last of it. The file appears under its \

@@ -5,9 +5,7 @@ use std::error::Error;
 use std::path::Path;
 
 use tern_migration::PAGE_BYTES;
-use tern_migration::snapshot::{
-    Description, FORMAT_VERSION, Head, Index, Layout, Outline, SnapshotError, SnapshotFile,
-};
+use tern_migration::snapshot::{Description, Head, Index, Layout, Outline, SnapshotError, SnapshotFile};
 use tern_schema::{Record, encode_record};
 
 use super::{InspectError, Node, Wanted, state};
@@ -25,7 +23,7 @@ pub(super) fn tree(
 ) -> Result<Node, InspectError> {
     let outline = Outline::of_file(path)?;
     let mut node = Node::with("snapshot", outline.found_bytes).counting("bytes");
-    node.about = outline.head.is_ok().then(|| format!("format {FORMAT_VERSION}"));
+    node.about = outline.head.as_ref().ok().map(|head| format!("format {}", head.version));
     let Outline { found_bytes: _, head, length, description, layout, index, state } = outline;
     node.problem = length.and_then(Result::err).map(|error| text(&error));
     node.children.push(part("head", head, head_node));
@@ -68,9 +66,10 @@ fn record_node<R: Record>(name: &str, found: &R) -> Node {
 }
 
 fn head_node(head: Head) -> Node {
-    let Head { description, index, file_bytes } = head;
+    let Head { version, description, index, file_bytes } = head;
     let mut node = Node::new("head");
     node.children = vec![
+        Node::with("format_version", version),
         Node::with("description_bytes", description.bytes).counting("bytes"),
         Node::with("file_bytes", file_bytes).counting("bytes"),
         Node::with("finished", index.is_some()),

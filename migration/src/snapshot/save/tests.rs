@@ -1,5 +1,6 @@
 //! Whole saves of the fake guest: what is in the file is what the guest had, and whatever fails, it goes on.
 
+mod compressed;
 mod trouble;
 
 use std::fs::{self, File};
