@@ -63,7 +63,7 @@ pub fn delta(bytes: &[u8]) -> bool {
             let decoded = xbzrle::decode(room.get(..length).unwrap_or_default(), &mut again);
             assert!(decoded.is_ok(), "{decoded:?}");
         }
-        Encoded::Overflow => panic!("a delta of a page is longer than two"),
+        Encoded::Overflow => assert!(again == new, "a delta of a page is longer than two"),
     }
     assert!(again == new, "a delta leads elsewhere");
     true

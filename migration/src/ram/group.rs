@@ -16,7 +16,7 @@ use crate::vm::PAGE_BYTES;
 pub(crate) enum Compression {
     /// By this method and level.
     Fixed(&'static Method, u32),
-    Auto(Auto),
+    Auto(Box<Auto>),
 }
 
 /// What decides for all threads.
@@ -184,7 +184,7 @@ mod tests {
         let parameters = Parameters { max_bandwidth_bytes_per_s: max_bandwidth, ..Parameters::default() };
         let control = Control::new(Side::Source, Box::new(Unobserved)).unwrap();
         let mask = encodings.iter().map(|encoding| 1 << encoding).sum();
-        Compression::Auto(Auto::new(mask, 2, &LiveParameters::new(parameters), &control))
+        Compression::Auto(Box::new(Auto::new(mask, 2, &LiveParameters::new(parameters), &control)))
     }
 
     fn compress(compression: &Compression, pages: &[u8], live: bool) -> Option<(Encoding, Vec<u8>)> {

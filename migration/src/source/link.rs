@@ -136,7 +136,8 @@ impl Link {
         let compressed = auto || chosen.is_some();
         let threads = threads(lanes.len(), compressed, parameters.compress_threads);
         let compression = if auto {
-            Some(Compression::Auto(Auto::new(terms.encodings, threads, &self.live, &self.control)))
+            let auto = Auto::new(terms.encodings, threads, &self.live, &self.control);
+            Some(Compression::Auto(Box::new(auto)))
         } else {
             chosen.map(|row| Compression::Fixed(row, level(row)))
         };

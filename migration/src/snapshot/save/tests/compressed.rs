@@ -150,7 +150,8 @@ fn entries_that_contradict_each_other_are_refused() {
     snapshot.entries(0, 0..place.pages, &mut entries).unwrap();
     let slot = (0..2).map(|slot| slot * SLOT_PAGES as usize);
     let first = slot.flat_map(|start| start..start + 15).find(|at| entries[*at].encoding == 3).unwrap();
-    let changes: [(&str, fn(&mut crate::snapshot::PageEntry), usize); 5] = [
+    type Change = fn(&mut crate::snapshot::PageEntry);
+    let changes: [(&str, Change, usize); 5] = [
         ("data length", |entry| entry.data_bytes = 7, first + 1),
         ("encoding", |entry| (entry.encoding, entry.data_bytes) = (1, 4096), first + 1),
         ("encoding", |entry| entry.encoding = 4, first + 1),
