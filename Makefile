@@ -7,7 +7,7 @@ SECONDS ?= 60
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench microbench fuzz lint setup release
+.PHONY: help demo test bench microbench sim fuzz lint setup release
 
 help: ## this list
 	@echo "tern, a small KVM hypervisor whose guests migrate"
@@ -15,6 +15,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' Makefile
 	@echo "  make demo GUEST=pulse     the same with the bare guest: no kernel to build, over in seconds"
 	@echo "  make demo HOSTS=2         the same between two network namespaces, as between two hosts"
+	@echo "  make sim SEED=0x1f        one simulated world again; SEEDS=1000000 ends after so many"
 	@echo "  make fuzz TARGET=qmp      one of them for longer: SECONDS=600; scripts/fuzz list has the names"
 
 demo: release ## boot a guest, move it while it runs, and show what happened
@@ -32,6 +33,11 @@ bench: release ## measure tern, and QEMU on the same guest
 microbench: ## the inner loops alone (zero scan, deltas, compression), and what bounds each
 	@scripts/setup build
 	@$(CARGO) bench --quiet --locked -p tern-migration --features bench --bench inner_loops
+
+sim: ## simulated migrations with faults of all kinds, until one breaks a promise
+	@scripts/setup build
+	@CARGO_PROFILE_RELEASE_PANIC=unwind $(CARGO) run --release --locked --quiet -p tern-migration --features sim \
+		--example simulate -- $(or $(SEED),$(SEEDS)) $(SERIES)
 
 fuzz: ## hostile input to every parser, coverage-guided, SECONDS=60 each
 	@scripts/setup build

@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
-use crate::channel::socket::wait;
-use crate::channel::{Direction, Woken};
+use crate::channel::Woken;
 use crate::error::{LinkError, MigrationError};
 use crate::stats::{ErrorReport, Report, Side, Status};
-use crate::thread::{Clock, Thread};
+use crate::thread::{self, Clock, Thread};
 use crate::vm::Aspect;
 
 /// Is told what happens. The calls come from the migration's own thread, some of them while the guest is
@@ -179,7 +178,7 @@ impl Control {
 
     /// Waits for `time`, or until it is cancelled or halted.
     pub(crate) fn pause(&self, time: Duration) -> Result<(), MigrationError> {
-        match wait(self.halt.as_fd(), Direction::Receive, None, time) {
+        match thread::pause(&self.halt, time) {
             Ok(Woken::TimedOut) => Ok(()),
             Ok(_) => Err(self.halted("waiting")),
             Err(source) => Err(LinkError::Io { state: "waiting", source }.into()),

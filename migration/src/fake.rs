@@ -8,6 +8,7 @@ mod log;
 mod relay;
 mod seam;
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -117,8 +118,20 @@ pub struct Options {
     pub disk_is_stuck: bool,
     /// The call that fails, and the how manieth of its kind, from 0.
     pub fail: Option<(Call, u32)>,
+    /// Asked at each call before anything else.
+    pub hook: Option<Hook>,
     /// Shared by the machines that a guest moves between.
     pub fleet: Arc<Fleet>,
+}
+
+/// What a test does at each call of the engine; an error fails the call.
+#[derive(Clone)]
+pub struct Hook(pub Arc<dyn Fn(Call) -> Result<(), VmError> + Send + Sync>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 impl Default for Options {
@@ -131,6 +144,7 @@ impl Default for Options {
             touched_every: 3,
             disk_is_stuck: false,
             fail: None,
+            hook: None,
             fleet: Arc::default(),
         }
     }
@@ -166,6 +180,21 @@ pub struct FakeGuest {
 }
 
 impl FakeGuest {
+    /// Does it run?
+    pub fn is_running(&self) -> bool {
+        *self.shared.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest writes so often, if it runs.
+    pub fn write(&self, count: u32) {
+        self.shared.guest_writes(count);
+    }
+
+    /// The first page that differs from another guest's.
+    pub fn first_difference(&self, other: &Self) -> Option<(usize, u64)> {
+        self.shared.first_difference(&other.shared)
+    }
+
     /// The guest makes a page zero. False: it doesn't run.
     pub fn zero_page(&self, region: usize, page: u64) -> bool {
         let gate = self.shared.gate.read().unwrap_or_else(PoisonError::into_inner);
@@ -272,9 +301,12 @@ impl FakeVm {
 
     /// The first page that differs from another machine's.
     pub fn first_difference(&self, other: &Self) -> Option<(usize, u64)> {
-        let pages = self.shared.region_pages.iter().enumerate();
-        let all = pages.flat_map(|(region, pages)| (0..*pages).map(move |page| (region, page)));
-        all.into_iter().find(|(region, page)| self.page(*region, *page) != other.page(*region, *page))
+        self.shared.first_difference(&other.shared)
+    }
+
+    /// Another hook, or none.
+    pub fn set_hook(&mut self, hook: Option<Hook>) {
+        self.options.hook = hook;
     }
 
     /// Another failure, or none.
@@ -291,6 +323,9 @@ impl FakeVm {
 
     /// Everything that may happen at a call: the guest writes before it, and it may fail.
     fn call(&self, call: Call) -> Result<(), VmError> {
+        if let Some(Hook(hook)) = &self.options.hook {
+            hook(call)?;
+        }
         self.shared.guest_writes(self.options.writes_per_call);
         let before = self.calls(call);
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
@@ -391,6 +426,12 @@ impl Shared {
             debug_assert!(read.is_ok(), "page {page} of region {region} exists");
         }
         bytes
+    }
+
+    fn first_difference(&self, other: &Self) -> Option<(usize, u64)> {
+        let pages = self.region_pages.iter().enumerate();
+        let mut all = pages.flat_map(|(region, pages)| (0..*pages).map(move |page| (region, page)));
+        all.find(|(region, page)| self.page(*region, *page) != other.page(*region, *page))
     }
 
     fn checksum(&self, touched: &[u64]) -> u64 {

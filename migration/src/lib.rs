@@ -32,6 +32,8 @@ pub mod handover;
 pub mod pager;
 mod policy;
 mod ram;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod snapshot;
 pub mod source;
 pub mod stats;

@@ -99,6 +99,8 @@ impl Wire {
     /// From here on it is a further connection of the migration that `first` is the first one of: while anything moves on
     /// one of them, none has stalled.
     pub(crate) fn belong_to(&mut self, first: &Self) {
+        // What it has said of itself before counts too.
+        first.count(self.message_bytes() as usize);
         (self.epoch, self.traffic) = (first.epoch, Arc::clone(&first.traffic));
     }
 
