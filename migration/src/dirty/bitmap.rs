@@ -97,21 +97,22 @@ impl DirtyBitmap {
         let end = groups.end.min(region.words.len());
         let Some(mut words) = region.words.get_mut(groups.start..end) else { return };
         let mut first = groups.start as u64 * WORD_PAGES;
-        loop {
-            let (clean, rest) = words.split_at_mut(equal_words(words, 0));
-            first += clean.len() as u64 * WORD_PAGES;
-            let (full, rest) = rest.split_at_mut(equal_words(rest, u64::MAX));
-            if !full.is_empty() {
-                full.fill(0);
-                let end = first + full.len() as u64 * WORD_PAGES;
-                push_run(first..end, out);
-                first = end;
-            }
-            // A word of both kinds of pages, or a clean one again.
-            let Some((mixed, rest)) = rest.split_first_mut() else { return };
-            runs_of_word(std::mem::take(mixed), first, out);
-            first += WORD_PAGES;
-            words = rest;
+        while let Some(word) = words.first_mut() {
+            let taken = match *word {
+                0 => equal_words(words, 0),
+                u64::MAX => {
+                    let full = equal_words(words, u64::MAX);
+                    words.iter_mut().take(full).for_each(|word| *word = 0);
+                    push_run(first..first + full as u64 * WORD_PAGES, out);
+                    full
+                }
+                _ => {
+                    runs_of_word(std::mem::take(word), first, out);
+                    1
+                }
+            };
+            first += taken as u64 * WORD_PAGES;
+            words = words.get_mut(taken..).unwrap_or_default();
         }
     }
 
