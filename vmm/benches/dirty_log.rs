@@ -42,6 +42,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Pages a second that the guest wrote between beats `from` and the last one, by its own clock.
 fn rate(heard: &str, from: usize) -> f64 {
+    let heard = heard.rfind('\n').and_then(|end| heard.get(..end)).unwrap_or_default();
     let beats = |cpu: &str| {
         let beats: Vec<&str> =
             heard.lines().skip(from).filter(|l| l.starts_with("B ") && l.contains(cpu)).collect();
@@ -82,13 +83,14 @@ fn clear(vm: &mut Vm, dirty: &mut DirtyBitmap) -> f64 {
 
 fn measure(memory: &str, log: &str, mode: DirtyLogMode) {
     let Some(mut bench) = Bench::new(2) else { return };
+    let name = if mode == DirtyLogMode::Ring { log } else { mode.name() };
     let form: MemoryForm = format!("512M,{memory}").parse().unwrap();
     let config = bench.config();
     (config.memory_bytes, config.memory_kind) = (MEMORY_BYTES, form.kind);
     config.dirty_log = log.parse().unwrap();
     let mut vm = bench.boot(GUEST);
     if vm.can_log(Some(mode)).is_err() {
-        return println!("{memory:<24} {mode:<12} this host can't");
+        return println!("{memory:<24} {name:<16} this host can't");
     }
     bench.wait_until("the first filling", |heard| heard.contains("A ready"));
     let at = lines(&mut bench);
@@ -112,7 +114,7 @@ fn measure(memory: &str, log: &str, mode: DirtyLogMode) {
     vm.core().run().hold(Hold::Ended);
     let per_gib = GIB / MEMORY_BYTES as f64;
     println!(
-        "{memory:<24} {mode:<12} {:>9.2} {:>9.2} {:>9.2} {:>9.0} {:>9.2} {:>9.2} {:>10.0} {:>10.0} {:>6.1} %",
+        "{memory:<24} {name:<16} {:>9.2} {:>9.2} {:>9.2} {:>9.0} {:>9.2} {:>9.2} {:>10.0} {:>10.0} {:>6.1} %",
         start_ms * per_gib,
         first_fetch_ms * per_gib,
         first_clear_ms * per_gib,
@@ -127,7 +129,7 @@ fn measure(memory: &str, log: &str, mode: DirtyLogMode) {
 
 fn main() {
     println!(
-        "{:<24} {:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10} {:>8}",
+        "{:<24} {:<16} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10} {:>8}",
         "memory",
         "mode",
         "start",
@@ -141,7 +143,7 @@ fn main() {
         "ratio"
     );
     println!(
-        "{:<24} {:<12} all times in ms for each GiB of guest memory; pages the guest writes a second",
+        "{:<24} {:<16} all times in ms for each GiB of guest memory; pages the guest writes a second",
         "", ""
     );
     for memory in ["backing=anon,thp=off", "backing=anon,thp=on", "backing=memfd,thp=on", "backing=hugetlbfs"]

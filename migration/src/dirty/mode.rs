@@ -37,7 +37,7 @@ impl DirtyLogMode {
 
 impl fmt::Display for DirtyLogMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
