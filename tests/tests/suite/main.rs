@@ -13,6 +13,7 @@ mod control;
 mod dirty_log;
 mod files;
 mod generation;
+mod handover;
 mod in_flight;
 mod inspect;
 mod kernel_files;
