@@ -26,4 +26,5 @@ mod parameters;
 mod phases;
 mod restore;
 mod save;
+mod secure;
 mod strangers;

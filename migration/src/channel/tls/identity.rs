@@ -229,6 +229,9 @@ impl Listed {
             return Ok(());
         }
         let listed: Vec<_> = self.names.iter().map(ServerName::to_str).collect();
+        // As rustls tells them: `DnsName("host-a")`.
+        let presented =
+            presented.replace("DnsName(\"", "").replace("IpAddress(", "").replace("\")", "").replace(')', "");
         let problem = format!(
             "the source's certificate is for {}, and tls-allow has {}",
             if presented.is_empty() { "no name" } else { &presented },

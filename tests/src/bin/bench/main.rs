@@ -6,7 +6,7 @@
 //! start_up            exec to first instruction, to pulse, to Linux   (first_instruction)
 //! footprint           memory of the process                           (accounting)
 //! migration           pulse moves: idle, rewriting, capped, at rest   (pulse_lines, accounting)
-//!                     and what the proof of equality costs
+//!                     and what the proof of equality and TLS cost
 //! state               the stop's part that is neither memory nor link, for machines of several sizes
 //! saving, restoring   pulse into a file, beside dd; from a file to its first instruction
 //! engine              parts of tern's engine alone
@@ -75,7 +75,7 @@ struct Arguments {
     disk: PathBuf,
 }
 
-const GROUPS: [&str; 13] = [
+const GROUPS: [&str; 14] = [
     "start-up",
     "overhead",
     "engine",
@@ -85,6 +85,7 @@ const GROUPS: [&str; 13] = [
     "capped",
     "throughput",
     "proof",
+    "tls",
     "state",
     "save",
     "save-disk",
@@ -141,6 +142,7 @@ fn measure(plan: &Plan, name: &str, image: &str) -> io::Result<Option<Group>> {
         ("engine", _) => Ok(Some(engine::measure(plan))),
         ("boot", _) => start_up::linux(plan, image),
         ("proof", _) => migration::proof(plan).map(Some),
+        ("tls", _) => migration::tls(plan).map(Some),
         ("state", _) => state::measure(plan),
         ("save", _) => saving::in_memory(plan),
         ("save-disk", _) => saving::on_disk(plan).map(Some),

@@ -15,6 +15,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -108,7 +109,7 @@ struct Moved {
 pub fn measure(plan: &Plan, scenario: &Scenario) -> io::Result<Group> {
     let runs = if scenario.slow { plan.slow_runs } else { plan.runs };
     let figures = plan.in_turns(&format!("migration, {}", scenario.name), runs, |vmm| {
-        let moved = migrate(plan, scenario, vmm, true)?;
+        let moved = migrate(plan, scenario, vmm, Way::Usual)?;
         Ok([
             moved.total_ms,
             moved.until_running_ms,
@@ -149,8 +150,8 @@ pub fn proof(plan: &Plan) -> io::Result<Group> {
     let [_, rewriting, ..] = &SCENARIOS;
     let what = "migration, with and without its proof";
     let both = plan.turns_of(&[Vmm::Tern], what, plan.runs, |vmm| {
-        let with = migrate(plan, rewriting, vmm, true)?;
-        let without = migrate(plan, rewriting, vmm, false)?;
+        let with = migrate(plan, rewriting, vmm, Way::Usual)?;
+        let without = migrate(plan, rewriting, vmm, Way::Unproven)?;
         let figures = |moved: &Moved| {
             let Moved { total_ms, downtime_ms, sent_mib, source_cpu_s, destination_cpu_s, .. } = *moved;
             [total_ms, downtime_ms, sent_mib, total_ms / sent_mib, source_cpu_s, destination_cpu_s]
@@ -180,12 +181,59 @@ pub fn proof(plan: &Plan) -> io::Result<Group> {
     Ok(Group { name: "proof", setting, figures: figures.collect() })
 }
 
-fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, verify: bool) -> io::Result<Moved> {
+/// What TLS costs: tern moves the guest that rewrites its memory with it and without, in turns.
+pub fn tls(plan: &Plan) -> io::Result<Group> {
+    let [_, rewriting, ..] = &SCENARIOS;
+    let secret = tempfile::NamedTempFile::new()?;
+    std::fs::write(secret.path(), [7; 32])?;
+    let both = plan.turns_of(&[Vmm::Tern], "migration, with and without TLS", plan.runs, |vmm| {
+        let with = migrate(plan, rewriting, vmm, Way::Secret(secret.path()))?;
+        let without = migrate(plan, rewriting, vmm, Way::Usual)?;
+        let figures = |moved: &Moved| {
+            let Moved { total_ms, downtime_ms, sent_mib, source_cpu_s, destination_cpu_s, .. } = *moved;
+            let per_gib = 1024.0 / sent_mib;
+            [total_ms, downtime_ms, total_ms * per_gib, source_cpu_s * per_gib, destination_cpu_s * per_gib]
+        };
+        let [a, b, c, d, e] = figures(&with);
+        let [f, g, h, i, j] = figures(&without);
+        Ok([a, f, b, g, c, h, d, i, e, j])
+    })?;
+    let rows = [
+        ("total", "ms"),
+        ("total without", "ms"),
+        ("downtime", "ms"),
+        ("downtime without", "ms"),
+        ("total per GiB sent", "ms"),
+        ("total per GiB sent without", "ms"),
+        ("CPU of the source per GiB sent", "s"),
+        ("CPU of the source per GiB sent without", "s"),
+        ("CPU of the destination per GiB sent", "s"),
+        ("CPU of the destination per GiB sent without", "s"),
+    ];
+    let figures = rows.into_iter().zip(both).map(|((name, unit), pair)| Figure::new(name, unit, pair, None));
+    let setting = format!("migration of pulse with TLS (a shared secret) and without, {}", rewriting.setting);
+    Ok(Group { name: "tls", setting, figures: figures.collect() })
+}
+
+/// What is special about a migration.
+#[derive(Debug, Clone, Copy)]
+enum Way<'a> {
+    Usual,
+    /// Without the proof of equality.
+    Unproven,
+    /// With TLS, by the secret in this file.
+    Secret(&'a Path),
+}
+
+fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, way: Way<'_>) -> io::Result<Moved> {
     // Each time: what the kernel hands out next may have lain idle, and the layer below may have taken it back.
     accounting::warm(WARM_BYTES)?;
     let machine = Machine::pulse(&plan.pulse, scenario.cmdline);
     let destination = machine.await_guest(vmm, &plan.programs)?;
     let source = machine.boot(vmm, &plan.programs)?;
+    if let Way::Secret(file) = way {
+        destination.qmp().execute("migrate-set-parameters", json!({ "tls-psk": file }));
+    }
     let uri = listen(&destination, plan.transport)?;
     wait_for("pulse to have filled its memory", || is_ready(&source.serial()).then_some(()));
     let control_from = source.serial().len();
@@ -193,8 +241,10 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, verify: bool) -> io::Resu
 
     let (mut here, mut there) = (source.qmp(), destination.qmp());
     let mut command = prepare(&mut here, vmm, &uri, scenario.max_bandwidth);
-    if !verify {
-        command["capabilities"] = json!([{ "capability": "verify", "state": false }]);
+    match way {
+        Way::Usual => {}
+        Way::Unproven => command["capabilities"] = json!([{ "capability": "verify", "state": false }]),
+        Way::Secret(file) => command["parameters"]["tls-psk"] = json!(file),
     }
     let cpu_before = [cpu_seconds(source.pid())?, cpu_seconds(destination.pid())?];
     let printed_before = source.serial().len();
