@@ -109,7 +109,7 @@ fn moved(attempt: &Attempt, runner: &Runner, vm: &FakeVm, destination: Destinati
         same("pages of all channels", channel_pages(report).iter().sum::<u64>(), pages)?;
         same("pages of all encodings", report.encodings.iter().map(|count| count.pages).sum::<u64>(), pages)?;
     }
-    if source.warnings.is_empty() && destination.strangers == 0 {
+    if received.settled && source.warnings.is_empty() && destination.strangers == 0 {
         same("bytes on the wire", source.bytes.total(), runner.world.net.borrow().sent_bytes())?;
     }
     Ok(())
