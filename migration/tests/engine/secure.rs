@@ -127,8 +127,7 @@ fn certificates_and_secrets_carry_a_guest_over_any_connection() {
     let source = [certificates[0], certificates[1], ("tls-hostname", "localhost")];
     let destination = [certificates[0], certificates[1], ("tls-allow", "host-b, host-a")];
     let same = [("tls-psk", path(file.path()))];
-    let cases: [(&[(&str, &str)], &[(&str, &str)]); 2] = [(&source, &destination), (&same, &same)];
-    for (source, destination) in cases {
+    for [source, destination] in [[&source[..], &destination[..]], [&same, &same]] {
         let unix = Uri::Unix { path: sockets.path().join("socket") };
         for uri in ["tcp:127.0.0.1:0".parse().unwrap(), unix] {
             let acceptor = listen(&uri, &Security::of(&parameters(destination))).unwrap();
@@ -266,9 +265,9 @@ fn every_channel_is_secret_and_a_further_one_without_the_secret_is_turned_away()
 /// What happens to the bytes from the source on their way.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
-    CutAt(usize),
-    FlipAt(usize),
-    NoiseAt(usize),
+    Cut(usize),
+    Flip(usize),
+    Noise(usize),
 }
 
 /// Carries bytes both ways between a peer and `to`, with this damage; ends when either side does.
@@ -289,9 +288,9 @@ fn damaging(to: String, damage: Damage) -> String {
         while near.read(&mut buffer).is_ok_and(|count| count == 1) {
             let [byte] = buffer;
             let sent = match damage {
-                Damage::CutAt(place) if place == at => break,
-                Damage::FlipAt(place) if place == at => out(byte ^ 1),
-                Damage::NoiseAt(place) if place == at => (0..200).all(|n| out(n ^ 0x5a)),
+                Damage::Cut(place) if place == at => break,
+                Damage::Flip(place) if place == at => out(byte ^ 1),
+                Damage::Noise(place) if place == at => (0..200).all(|n| out(n ^ 0x5a)),
                 _ => out(byte),
             };
             at += 1;
@@ -310,10 +309,8 @@ fn a_connection_that_is_cut_or_changed_anywhere_leaves_the_guest_here_and_the_de
     let file = secret(&[4; 32]);
     let ours = parameters(&[("tls-psk", path(file.path()))]);
     let places = [0, 1, 4, 5, 60, 200, 300, 420, 500, 700, 2000];
-    let damages: Vec<Damage> = places
-        .iter()
-        .flat_map(|at| [Damage::CutAt(*at), Damage::FlipAt(*at), Damage::NoiseAt(*at)])
-        .collect();
+    let damages: Vec<Damage> =
+        places.iter().flat_map(|at| [Damage::Cut(*at), Damage::Flip(*at), Damage::Noise(*at)]).collect();
     crate::harness::on_threads(&damages, |damage| {
         let acceptor = listen(&"tcp:127.0.0.1:0".parse().unwrap(), &Security::of(&ours)).unwrap();
         let to = acceptor.route().place().replace("tcp:", "");
