@@ -478,6 +478,9 @@ impl Report {
                 None => {
                     let (name, pages, bytes) = (row.name, count.pages, count.bytes);
                     self.encodings.push(EncodingCount { name, pages, bytes });
+                    // In the table's order, whichever thread was first: both sides show the same.
+                    let place = |name: &str| ENCODINGS.iter().position(|row| row.name == name);
+                    self.encodings.sort_by_key(|count| place(count.name));
                 }
             }
         }
