@@ -11,7 +11,7 @@
 //! | [`Rtc`] | 0x70, 2 ports | | `rtc` |
 //! | [`AcpiPm`] | 0x600, 6 ports (event block 0, control 4) | | `acpi-pm` |
 //! | [`VmGenId`] | 0x608, 2 ports | | `vmgenid` |
-//! | [`MmioTransport`] of [`Blk`], [`Net`], [`Rng`], [`Console`] | 0x1000 bytes of MMIO each | queues, TAP, completions | `virtio-blk`, ... |
+//! | [`MmioTransport`] of [`Blk`], [`Net`], [`Rng`], [`Console`], [`Balloon`] | 0x1000 bytes of MMIO each | queues, TAP, completions | `virtio-blk`, ... |
 //!
 //! Everything that a guest, a file or a saved state can contain is harmless: it ends in an error, in a
 //! register that ignores it, or in a virtio device that asks to be reset.
@@ -46,6 +46,7 @@ pub use port::{BytePort, PortTarget};
 pub use rtc::{HeldClockV1, Rtc, RtcV1};
 pub use serial::{Serial, SerialV1};
 pub use state::{Apply, Part, RestoreError, Stateful, part};
+pub use virtio::balloon::{Balloon, BalloonV1, Reclaim};
 pub use virtio::blk::{Blk, BlkConfig, BlkV1};
 pub use virtio::console::{Console, ConsoleV1};
 pub use virtio::mmio::{MmioDevice, MmioTransport, QUEUE_NOTIFY_OFFSET, VirtQueueV1, VirtioMmioV1};

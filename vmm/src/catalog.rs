@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use tern_devices::next::{AcpiPmV1, I8042V1, RtcV2 as RtcNewest, UptimeV1};
 #[cfg(not(feature = "next"))]
 use tern_devices::{AcpiPmV1, I8042V1, RtcV1 as RtcNewest};
-use tern_devices::{BlkV1, ConsoleV1, NetV1, RngV1, SerialV1, VmGenIdV1};
+use tern_devices::{BalloonV1, BlkV1, ConsoleV1, NetV1, RngV1, SerialV1, VmGenIdV1};
 use tern_migration::snapshot::{Description, Index};
 use tern_migration::{VmFacts, stream};
 use tern_schema::{FieldInfo, Record, Rewrite, Section, SectionVersion, Walked, walk};
@@ -72,6 +72,7 @@ pub fn sections() -> Vec<CatalogSection> {
         section::<NetV1>(Configured),
         section::<RngV1>(Configured),
         section::<ConsoleV1>(Configured),
+        section::<BalloonV1>(Configured),
     ]
 }
 

@@ -51,6 +51,8 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// What it is on this host.
     pub memory_kind: MemoryKind,
+    /// The guest tells which of it is free, and the host takes that.
+    pub balloon: bool,
     /// What to boot; none in a process that waits for a guest.
     pub boot: Option<BootConfig>,
     /// Disks, in the order of `vda`, `vdb`, ...
@@ -142,6 +144,8 @@ pub enum VirtioDevice {
     Disk(usize),
     /// `nets[n]`.
     Net(usize),
+    /// The balloon, if there is to be one.
+    Balloon,
 }
 
 /// Why a configuration can't be run anywhere.
@@ -219,6 +223,7 @@ impl VmConfig {
             cpus: 1,
             memory_bytes,
             memory_kind: MemoryKind::default(),
+            balloon: false,
             boot: None,
             disks: Vec::new(),
             nets: Vec::new(),
@@ -294,7 +299,13 @@ impl VmConfig {
     pub fn virtio_devices(&self) -> Vec<VirtioDevice> {
         let disks = (0..self.disks.len()).map(VirtioDevice::Disk);
         let nets = (0..self.nets.len()).map(VirtioDevice::Net);
-        [VirtioDevice::Rng, VirtioDevice::Console].into_iter().chain(disks).chain(nets).collect()
+        let balloon = self.balloon.then_some(VirtioDevice::Balloon);
+        [VirtioDevice::Rng, VirtioDevice::Console]
+            .into_iter()
+            .chain(disks)
+            .chain(nets)
+            .chain(balloon)
+            .collect()
     }
 
     /// Each virtio device with its place. Of a checked configuration, all have one.

@@ -77,6 +77,8 @@ record! {
         [10] boot: Option<BootConfigV1>,
         /// A reset ends the process.
         [11] no_reboot: bool,
+        /// It has a balloon; without an answer none.
+        [12] balloon: Option<bool>,
     }
 }
 
@@ -115,6 +117,7 @@ pub fn encode(config: &VmConfig) -> Vec<u8> {
         console: config.console.to_string(),
         boot: config.boot.as_ref().map(boot_record),
         no_reboot: config.no_reboot,
+        balloon: config.balloon.then_some(true),
     })
 }
 
@@ -141,6 +144,7 @@ pub fn decode(bytes: &[u8]) -> Result<VmConfig, ConfigurationError> {
         console: port("console", &saved.console)?,
         boot: saved.boot.map(|boot| boot_of(boot, &text)).transpose()?,
         no_reboot: saved.no_reboot,
+        balloon: saved.balloon.unwrap_or(false),
         ..VmConfig::new(saved.memory_bytes)
     })
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
-    AcpiPm, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
+    AcpiPm, Balloon, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
     MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, VmGenId,
     chip_parts, open_tap, part,
 };
@@ -25,6 +25,7 @@ use crate::config::{self, DiskConfig, Incoming, VirtioDevice, VmConfig};
 use crate::disk_locks::{DiskLocks, LockError};
 use crate::layout::{self, VirtioSlot};
 use crate::lines::Lines;
+use crate::memory::Behind;
 use crate::platform::DeviceFactV1;
 
 /// Why a device could not be made.
@@ -270,6 +271,7 @@ impl DeviceSet {
         vm: &VmFd,
         config: &VmConfig,
         ram: &GuestRam,
+        behind: &Behind,
         plugs: &Plugs,
     ) -> Result<(Self, SystemBus), DeviceError> {
         let mut bus = SystemBus::default();
@@ -292,7 +294,7 @@ impl DeviceSet {
         let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let locks = Arc::clone(&plugs.locks);
         let set = Self { pm, generation, virtio, nets, disks, locks, sources: vec![serial], parts, facts };
-        let mut builder = Builder { vm, ram, set, bus };
+        let mut builder = Builder { vm, ram, behind, set, bus };
         for (device, slot) in config.virtio_slots() {
             builder.add(device, slot, config, plugs)?;
         }
@@ -419,6 +421,7 @@ fn announce(nets: &[Weak<Mutex<MmioTransport<Net>>>]) {
 struct Builder<'a> {
     vm: &'a VmFd,
     ram: &'a GuestRam,
+    behind: &'a Behind,
     set: DeviceSet,
     bus: SystemBus,
 }
@@ -439,6 +442,10 @@ impl Builder<'_> {
             }
             VirtioDevice::Console => {
                 self.virtio("virtio-console", Console::new(Arc::clone(&plugs.console)), 0, slot)?;
+            }
+            VirtioDevice::Balloon => {
+                self.fact("virtio-balloon", 0, "free page reporting".to_owned(), false);
+                self.virtio("virtio-balloon", Balloon::new(self.behind.reclaimer()), 0, slot)?;
             }
             VirtioDevice::Disk(index) => {
                 let (Some(disk), Some(file)) = (config.disks.get(index), plugs.disks.get(index)) else {

@@ -4,13 +4,14 @@
 #![allow(unsafe_code, reason = "mmap of guest memory and the pagemap ioctl take addresses")]
 
 mod kind;
+mod reclaim;
 
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tern_devices::GuestRam;
 use tern_migration::PAGE_BYTES;
@@ -21,6 +22,7 @@ use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 pub use self::kind::advise_huge_pages;
+pub use self::reclaim::Reclaimer;
 use crate::config::ByteSize;
 use crate::kvm::Slot;
 use crate::layout;
@@ -183,12 +185,19 @@ fn map_region(
 }
 
 /// What is behind a machine's memory: where pages come from that aren't in this process yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Behind {
     is_file: bool,
     /// The file in memory that it is, and where each region is in it.
     shared: Option<(File, Vec<u64>)>,
     pager: OnceLock<Pager>,
+    reclaimer: Arc<Reclaimer>,
+}
+
+impl Default for Behind {
+    fn default() -> Self {
+        Self::of(&Backing::default())
+    }
 }
 
 impl Behind {
@@ -201,12 +210,23 @@ impl Behind {
             }
             _ => None,
         };
-        Self { is_file: matches!(backing, Backing::File { .. }), shared, pager: OnceLock::new() }
+        Self {
+            is_file: matches!(backing, Backing::File { .. }),
+            shared,
+            pager: OnceLock::new(),
+            reclaimer: Arc::new(Reclaimer::of(backing)),
+        }
     }
 
     /// Puts a pager behind it: once in a machine's life.
     pub fn set_pager(&self, pager: Pager) -> Result<(), Pager> {
+        self.reclaimer.forbid();
         self.pager.set(pager)
+    }
+
+    /// Who gives the host what the guest gives back.
+    pub fn reclaimer(&self) -> Arc<Reclaimer> {
+        Arc::clone(&self.reclaimer)
     }
 
     /// The pager, if there is one.
@@ -498,7 +518,7 @@ mod tests {
         let (ram, behind) = (map(1 << 20, &Backing::Anonymous).unwrap(), Behind::default());
         let (sender, ended) = std::sync::mpsc::channel();
         let told = Box::new(move |ending| drop(sender.send(ending)));
-        let pager = match Pager::start(&ram, &[], std::sync::Arc::new(Fourth), told) {
+        let pager = match Pager::start(&ram, &[], Arc::new(Fourth), told) {
             Ok(pager) => pager,
             Err(PagerError::Unavailable { remedy }) => return skip(&format!("no userfaultfd: {remedy}")),
             Err(other) => panic!("{other}"),

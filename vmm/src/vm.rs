@@ -208,7 +208,8 @@ impl Vm {
         // Behind the memory: chips put themselves on KVM's bus, and a slot that comes after that waits for
         // the end of an RCU grace period, 4 to 10 ms (Linux 6.18), where it takes 0.1 ms before.
         chips(&vm)?;
-        let (devices, bus) = DeviceSet::build(&vm, config, &ram, plugs)?;
+        let behind = Behind::of(backing);
+        let (devices, bus) = DeviceSet::build(&vm, config, &ram, &behind, plugs)?;
         let mut vcpus = make_vcpus(host, &vm, config, &ram)?;
         let rings = map_rings(&vm, config.dirty_log, &mut vcpus, &slots)?;
         let dirty = DirtyLog::new(DirtyLog::offered(&vm), slots, rings);
@@ -218,7 +219,7 @@ impl Vm {
         let run = RunControl::new(Guest { vcpus, devices }, hold, events.clone());
         let pagemap = |source| BuildError::Host { what: "/proc/self/pagemap can't be opened", source };
         let residency = Residency::new().map_err(pagemap)?;
-        let core = Arc::new(Core { run, behind: Behind::of(backing), vm, ram, lines: plugs.lines.clone() });
+        let core = Arc::new(Core { run, behind, vm, ram, lines: plugs.lines.clone() });
         let platform = platform(&core, host);
         let laps = Laps::of(sections::offers(core.vcpus().len(), core.devices().parts()).len());
         Ok(Self {

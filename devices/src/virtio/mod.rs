@@ -10,6 +10,7 @@
 //! buffers that lie inside guest memory, or nothing. A driver that breaks the rules ends in [`Broken`], and
 //! the transport turns that into `DEVICE_NEEDS_RESET`.
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 mod device;

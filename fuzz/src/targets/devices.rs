@@ -12,10 +12,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, OnceLock};
 
-use tern_devices::virtio::VirtioDevice;
+use tern_devices::virtio::{Segment, VirtioDevice};
 use tern_devices::{
-    AcpiPm, Blk, BlkConfig, BusDevice, BytePort, Console, EventSource, GuestRam, I8042, MmioDevice,
-    MmioTransport, Net, NetConfig, PortTarget, Rng, Rtc, Serial, Stateful,
+    AcpiPm, Balloon, Blk, BlkConfig, BusDevice, BytePort, Console, EventSource, GuestRam, I8042, MmioDevice,
+    MmioTransport, Net, NetConfig, PortTarget, Reclaim, Rng, Rtc, Serial, Stateful,
 };
 use tern_schema::{decode_record, encode_record};
 use vm_memory::{Bytes, GuestAddress};
@@ -49,6 +49,7 @@ pub(super) fn targets() -> Vec<Target> {
         target("device-i8042", |bytes| run(&i8042, bytes), || chip_seeds(&i8042)),
         target("device-rtc", |bytes| run(&rtc, bytes), || chip_seeds(&rtc)),
         target("device-acpi-pm", |bytes| run(&acpi_pm, bytes), || chip_seeds(&acpi_pm)),
+        target("device-virtio-balloon", |bytes| run(&balloon, bytes), || virtio_seeds(3)),
         target("device-virtio-rng", |bytes| run(&rng, bytes), || virtio_seeds(1)),
         target("device-virtio-console", |bytes| run(&console, bytes), || virtio_seeds(2)),
         target("device-virtio-net", |bytes| run(&net, bytes), || virtio_seeds(2)),
@@ -115,6 +116,17 @@ fn acpi_pm(_: &GuestRam) -> Option<AcpiPm> {
 
 fn transport<D: VirtioDevice>(device: D, ram: &GuestRam) -> Option<MmioTransport<D>> {
     MmioTransport::new(device, ram.clone(), Arc::new(event()?)).ok()
+}
+
+/// Takes nothing: only who is told what is of interest.
+struct Nobody;
+
+impl Reclaim for Nobody {
+    fn take(&self, _: &GuestRam, _: Segment) {}
+}
+
+fn balloon(ram: &GuestRam) -> Option<MmioTransport<Balloon>> {
+    transport(Balloon::new(Arc::new(Nobody)), ram)
 }
 
 fn rng(ram: &GuestRam) -> Option<MmioTransport<Rng>> {

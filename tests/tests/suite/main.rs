@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests: what is missing fails them")]
 
 mod again;
+mod balloon;
 mod boot;
 mod booted;
 mod check;

@@ -151,6 +151,7 @@ fn devices(config: &VmConfig) -> Vec<Device> {
 fn virtio_name(config: &VmConfig, device: VirtioDevice) -> String {
     match device {
         VirtioDevice::Rng => "virtio-rng".to_owned(),
+        VirtioDevice::Balloon => "virtio-balloon".to_owned(),
         VirtioDevice::Console => "virtio-console".to_owned(),
         VirtioDevice::Disk(index) => match config.disks.get(index) {
             Some(disk) if disk.readonly => format!("virtio-blk ({}, read-only)", disk.path.display()),

@@ -61,6 +61,10 @@ pub struct RunArgs {
         default_value = "256M"
     )]
     memory: MemoryForm,
+    /// Give the guest a balloon (virtio) by which it tells what of its memory is free: the host takes it, and a
+    /// migration neither reads nor sends it
+    #[arg(long)]
+    balloon: bool,
     /// Disk: a raw file or block device; may be repeated (vda, vdb, ..)
     #[arg(long = "disk", value_name = "FILE[,readonly]")]
     disks: Vec<DiskConfig>,
@@ -137,6 +141,7 @@ impl RunArgs {
             cpus: self.cpus,
             memory_bytes: self.memory.size.0,
             memory_kind: self.memory.kind,
+            balloon: self.balloon,
             boot: kernel.map(|kernel| BootConfig { kernel, initrd, cmdline }),
             disks: self.disks,
             nets,

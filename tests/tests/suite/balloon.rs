@@ -1,0 +1,51 @@
+//! A Linux guest with a balloon gives back what it doesn't use: the host has it again, and it isn't sent.
+
+use tern_tests::host::image_or_skip;
+use tern_tests::limit::wait_for;
+use tern_tests::{Agent, Incoming, Tern, TernBuilder, kvm_or_skip, migrate};
+
+/// What the guest uses for a while.
+const USED_MIB: u64 = 8;
+/// What has to come back: the kernel keeps some of it.
+const BACK_MIB: u64 = 4;
+/// Blocks of 64 KiB are reported, where Linux waits for 4 MiB, and for 128 MiB of free ones.
+const SMALL_BLOCKS: &str = "page_reporting.page_reporting_order=4";
+
+/// Memory of the process that is there, guest's and other.
+fn resident_mib(tern: &Tern) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", tern.pid())).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn what_a_guest_gives_back_is_the_hosts_and_does_not_move() {
+    if !kvm_or_skip() || !image_or_skip("linux-up") {
+        return;
+    }
+    let machine = TernBuilder::new().memory("96M").serial_unix().flag("--balloon");
+    let source = machine.clone().image("linux-up").cmdline(SMALL_BLOCKS).start();
+    let guest = Agent::new(source.serial());
+    guest.wait_ready();
+    guest.run(&format!("pages {USED_MIB}M max"));
+    wait_for("the guest to have used its memory", || {
+        (guest.status().pages_written >= (USED_MIB << 20) / 4096).then_some(())
+    });
+    let most = resident_mib(&source);
+    guest.run("pages off");
+    let left = wait_for("the guest to give its memory back", || {
+        let left = resident_mib(&source);
+        (left + BACK_MIB <= most).then_some(left)
+    });
+    // What is taken while memory moves is looked at again.
+    guest.run("pages 2M max");
+    let destination = machine.incoming(Incoming::Unix).start();
+    let moved = migrate(&source, &destination);
+    let sent_mib = (moved.source["report"]["pages"]["raw"].as_u64().unwrap() * 4096) >> 20;
+    assert!(sent_mib < most, "{sent_mib} MiB were sent of {left} MiB ({most} MiB before)");
+    let there = Agent::new(destination.serial());
+    let before = there.status().pages_verified;
+    wait_for("the guest to check its memory", || (there.status().pages_verified > before).then_some(()));
+    let text = source.serial().text() + &destination.serial().text();
+    tern_tests::agent::check(&text);
+}
