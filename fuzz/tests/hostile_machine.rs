@@ -26,6 +26,7 @@ use tern_vmm::boot::{self, BootImage, BootSource};
 use tern_vmm::config::VmConfig;
 use tern_vmm::control::{EventSink, event_queue};
 use tern_vmm::devices::Plugs;
+use tern_vmm::laps::Laps;
 use tern_vmm::memory::Backing;
 use tern_vmm::run_control::Hold;
 use tern_vmm::sections::prepare;
@@ -153,6 +154,7 @@ fn a_mutated_state_is_refused_or_applied_and_never_runs() {
     assert_eq!(sections::write(&sections::parse(&bytes)), bytes, "a state is written as it was read");
     let mut counts = Counts::default();
     let mut machine = bench.machine(Hold::Incoming);
+    let mut laps = Laps::of(0);
     let all = seeds::seeds(SEEDS);
     for seed in all.clone() {
         let (bytes, what) = mutated(&bytes, seed);
@@ -163,11 +165,11 @@ fn a_mutated_state_is_refused_or_applied_and_never_runs() {
             continue;
         };
         let core = Arc::clone(machine.core());
-        match prepare(core.vcpus(), core.devices().parts(), state) {
+        match prepare(core.vcpus(), core.devices().parts(), state, &mut laps) {
             // The next one has the same machine: a state that is refused has changed nothing.
             Err(_) => counts.refused += 1,
             Ok(prepared) => {
-                let applied = prepared.apply(core.vm(), core.vcpus()).is_ok();
+                let applied = prepared.apply(core.vm(), core.vcpus(), &mut laps).is_ok();
                 *if applied { &mut counts.applied } else { &mut counts.not_taken } += 1;
                 drop(core);
                 assert!(!machine.core().run().is_running(), "{what}: the guest runs");

@@ -39,7 +39,7 @@ fn flags_and_values() {
     fails(2, &with(&["--serial", "pty"]), &["pty", "unix:PATH"]);
     fails(2, &with(&["--net", "eth0"]), &["eth0", "tap="]);
     fails(2, &with(&["--disk", "a,ro"]), &["a,ro", "readonly"]);
-    fails(2, &["run", "--incoming", "exec:cat", "--control", "c"], &["exec:cat", "tcp:HOST:PORT"]);
+    fails(2, &["run", "--incoming", "pigeon:x", "--control", "c"], &["pigeon:x", "tcp:HOST:PORT"]);
     fails(2, &["run"], &["--kernel", "--image", "--incoming"]);
     fails(1, &["run", "--image", "windows"], &["windows", "pulse"]);
     fails(2, &["migrate", "--control", "c", "udp:h:1"], &["udp:h:1", "tcp:HOST:PORT"]);

@@ -179,8 +179,8 @@ fn a_guest_moves_into_a_process_that_learns_later_where_to_listen() {
     let (source, destination) = Tern::pulse("ws=1M rate=1000 interval=50").start_pair(Incoming::Defer);
     let mut there = destination.qmp();
     let uri = format!("unix:{}", destination.folder().join("later").display());
-    let error = there.try_execute("migrate-incoming", json!({ "uri": "exec:cat" })).unwrap_err();
-    assert!(error["desc"].as_str().unwrap().contains("exec:cat"), "{error}");
+    let error = there.try_execute("migrate-incoming", json!({ "uri": "carrier-pigeon:x" })).unwrap_err();
+    assert!(error["desc"].as_str().unwrap().contains("carrier-pigeon:x"), "{error}");
     there.execute("migrate-incoming", json!({ "uri": uri }));
     let again = there.try_execute("migrate-incoming", json!({ "uri": uri })).unwrap_err();
     assert!(again["desc"].as_str().unwrap().contains("already listens"), "{again}");
