@@ -21,7 +21,7 @@ const INFLATE: usize = 0;
 /// Queues that no agreed feature needs aren't there, so it is the third (as Linux counts them).
 const REPORTING: usize = 2;
 /// Unit of the balloon's page numbers.
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
 /// Page numbers that are read at once.
 const NUMBERS_MAX: usize = 256;
 
@@ -64,8 +64,8 @@ impl Balloon {
         let mut bytes = [0; NUMBERS_MAX * 4];
         let count = chain.read(queues.ram(), 0, &mut bytes)?;
         for number in bytes.get(..count).unwrap_or_default().as_chunks::<4>().0 {
-            let start = u64::from(u32::from_le_bytes(*number)) * PAGE_BYTES;
-            let range = Segment { address: GuestAddress(start), bytes: PAGE_BYTES as usize };
+            let start = u64::from(u32::from_le_bytes(*number)) * PAGE_BYTES as u64;
+            let range = Segment { address: GuestAddress(start), bytes: PAGE_BYTES };
             self.reclaim.take(queues.ram(), range);
         }
         Ok(())
