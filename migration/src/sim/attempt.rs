@@ -20,6 +20,8 @@ use crate::vm::VmError;
 /// Nobody waits longer for anything: a few of the engine's own limits one after the other.
 const TIME_MAX_US: u64 = 300_000_000;
 const TURNS_MAX: u64 = 2_000_000;
+/// Rounds that shrink no more, such as on a link that was slow when it was measured: a person has seen enough.
+const TURNS_PATIENT: u64 = 100_000;
 /// A cancel has to be obeyed within this: the guest goes on.
 const CANCEL_US: u64 = 200_000;
 /// Then the peer is told, and what it has said is looked for.
@@ -188,7 +190,7 @@ impl Attempt {
                 return Err(format!("somebody still waits after {} s", TIME_MAX_US / 1_000_000));
             }
             self.apply_faults(runner)?;
-            self.look_after(runner);
+            self.look_after(runner, turn > TURNS_PATIENT);
             self.let_guests_write(runner);
             if !runner.step(Some(now_us + CANCEL_US))? {
                 return Err("nobody can go on".to_owned());
@@ -283,9 +285,10 @@ impl Attempt {
     }
 
     /// The managers of both sides.
-    fn look_after(&mut self, runner: &Runner) {
+    fn look_after(&mut self, runner: &Runner, too_many: bool) {
         let now_us = runner.world.now_us();
-        if now_us.saturating_sub(self.began_us) > self.patience_us {
+        if now_us.saturating_sub(self.began_us) > self.patience_us || too_many && self.patience_us < u64::MAX
+        {
             self.cancel(runner, Side::Source);
         }
         self.let_go_on(now_us);

@@ -213,8 +213,11 @@ impl Carrier for Link {
         report.session.clone_from(&peer.session);
         report.peer_tern_version.clone_from(&peer.tern_version);
         report.protocol_version = peer.protocol_version;
+        let offered_us = self.control.now_us();
         wire.send(FrameType::Offer, &offer, "offering the guest")?;
         let answer: Agreed = wire.expect(FrameType::Agreed, "waiting for the peer to agree")?;
+        // One that was late by chance would make every downtime look too long, to the end.
+        let round_trip_us = round_trip_us.min(self.control.since_us(offered_us));
         let terms = Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? };
         let channels = answer.channels.unwrap_or(1).max(1);
         let further = self.further(&mut wire, &peer, channels)?;

@@ -361,3 +361,38 @@ fn the_documented_tables_are_the_code() {
     let document = include_str!("../../PROTOCOL.md");
     assert!(document.contains(&config::tables_markdown()), "expected:\n{}", config::tables_markdown());
 }
+
+/// Carries bytes; the first ones late.
+fn carry(mut from: UnixStream, mut to: UnixStream, late: Duration) {
+    let mut bytes = [0; 4096];
+    for number in 0.. {
+        let Ok(count @ 1..) = from.read(&mut bytes) else { break };
+        if number == 0 {
+            std::thread::sleep(late);
+        }
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    // The other side may have gone first.
+    let _ = to.shutdown(std::net::Shutdown::Write);
+}
+
+#[test]
+fn an_answer_that_was_late_once_keeps_no_guest() {
+    // Seed 0x5d1273cfd4656813 of the simulator: nothing arrived for a while as the two sides introduced themselves, and
+    // the guest then went round and round until somebody cancelled.
+    let ((near, here), (there, far)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    let back = (there.try_clone().unwrap(), here.try_clone().unwrap());
+    let options = Options::default();
+    let limits = live(json!({"downtime-limit": 100, "max-total-time": 10_000}));
+    let (source, empty) = (FakeVm::booted(options.clone()).unwrap(), FakeVm::new(options).unwrap());
+    let controls = [control(Side::Source), control(Side::Destination)];
+    let ends = std::thread::scope(|scope| {
+        scope.spawn(|| carry(here, there, Duration::ZERO));
+        scope.spawn(|| carry(back.0, back.1, Duration::from_millis(400)));
+        let pair = (Connection::from_stream(near), Connection::from_stream(far));
+        run(source, empty, pair, &limits, controls)
+    });
+    assert_moved(&ends, true);
+}
