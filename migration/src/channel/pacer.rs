@@ -88,6 +88,31 @@ mod tests {
         }
     }
 
+    /// Lanes that each reserve a piece, wait for it and reserve the next one, as `Throttle` does.
+    fn run_lanes(rate: u64, lanes: usize, to_us: u64, late_us: u64) -> Vec<(u64, u64)> {
+        let mut pacer = Pacer::new(rate, 0);
+        let bytes = Pacer::piece_bytes(rate).unwrap_or(1).min(1 << 20) as u64;
+        let (mut ready_us, mut sent) = (vec![0u64; lanes], Vec::new());
+        while let Some(lane) = ready_us.iter_mut().min().filter(|now| **now < to_us) {
+            let due_us = *lane + pacer.wait_us(*lane);
+            pacer.sent(bytes);
+            let at = if due_us > *lane { due_us + late_us } else { due_us };
+            sent.push((at, bytes));
+            *lane = at;
+        }
+        sent
+    }
+
+    proptest! {
+        #[test]
+        fn lanes_together_keep_the_rate_to_3_percent(
+            rate in 262_144u64..2_000_000_000, lanes in 1usize..64, late_us in 0u64..2000, from in 0u64..1_000_000,
+        ) {
+            let bytes = within(&run_lanes(rate, lanes, 4_000_000, late_us), 1_000_000 + from) as f64;
+            prop_assert!((bytes / rate as f64 - 1.0).abs() < 0.03, "{bytes} of {rate}");
+        }
+    }
+
     #[test]
     fn a_change_counts_from_its_moment() {
         let mut pacer = Pacer::new(100_000_000, 0);
