@@ -28,9 +28,9 @@ fn the_choice_is_used_and_told() {
         };
         assert!(count("lz4") + count("zstd") > 0, "{:?}", ends.destination_report.encodings);
         let reason = ends.source_report.compression.unwrap();
-        // In the end it was about the last round.
         assert!(reason.contains("; pages a second: raw ") && reason.contains(", zstd 1 "), "{reason}");
-        assert!(reason.contains("the guest is stopped"), "{reason}");
+        // About the last round, unless nothing was left for that.
+        assert!(["the guest is stopped", "binds"].iter().any(|why| reason.contains(why)), "{reason}");
         assert_eq!(ends.destination_report.compression, None);
     }
 }
