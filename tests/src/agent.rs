@@ -64,9 +64,12 @@ impl<'a> Agent<'a> {
 
     /// Waits until the guest has booted; returns its `AGENT ready` line.
     pub fn wait_ready(self) -> String {
-        let line = self.serial.wait("the Linux guest's agent", |text| complete_line(text, "AGENT ready "));
-        self.serial.wait_text(PROMPT);
-        line
+        self.serial.wait("the Linux guest's agent", |text| {
+            let line = complete_line(text, "AGENT ready ")?;
+            // Not a prompt from before a reset.
+            let (_, behind) = text.rsplit_once("AGENT ready ")?;
+            behind.contains(PROMPT).then_some(line)
+        })
     }
 
     /// Runs a command of the agent's shell and returns what it prints before the next prompt.

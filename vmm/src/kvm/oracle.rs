@@ -145,8 +145,9 @@ proptest! {
             if let Some(chunks) = cancelled_behind {
                 machine.send(chunk_pages, chunks);
             } else {
-                // The guest stands still from here on.
+                // The guest stands still from here on: each vCPU has ended the write that it was at.
                 machine.kvm.race([], 0);
+                machine.serve_full_rings();
                 machine.fetch_and_check()?;
                 machine.send(chunk_pages, usize::MAX);
                 prop_assert_eq!(&machine.copy, &machine.kvm.memory());
