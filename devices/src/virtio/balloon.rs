@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use tern_schema::record;
@@ -103,14 +102,6 @@ impl VirtioDevice for Balloon {
             }
             queues.push(queue, chain.head, 0)?;
         }
-        Ok(())
-    }
-
-    fn event_fds(&self) -> Vec<RawFd> {
-        Vec::new()
-    }
-
-    fn process_event(&mut self, _event: usize, _queues: &mut Queues<'_>) -> Result<(), Broken> {
         Ok(())
     }
 

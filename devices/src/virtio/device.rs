@@ -29,9 +29,14 @@ pub trait VirtioDevice: Send + 'static {
     /// The driver has put buffers into a queue. Works until a pop returns none.
     fn process_queue(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken>;
     /// Descriptors of the host side that the event loop watches (readable, edge-triggered).
-    fn event_fds(&self) -> Vec<RawFd>;
+    fn event_fds(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
     /// The `event`-th descriptor of [`Self::event_fds`] may be readable.
-    fn process_event(&mut self, event: usize, queues: &mut Queues<'_>) -> Result<(), Broken>;
+    fn process_event(&mut self, event: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let _ = (event, queues);
+        Ok(())
+    }
     /// Waits until nothing is under way, and completes it in the queues.
     fn drain(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken>;
 

@@ -3,7 +3,6 @@
 #![allow(unsafe_code, reason = "getrandom(2) into a local array")]
 
 use std::io;
-use std::os::fd::RawFd;
 
 use tern_schema::record;
 
@@ -79,14 +78,6 @@ impl VirtioDevice for Rng {
             }
             queues.push(queue, chain.head, written)?;
         }
-        Ok(())
-    }
-
-    fn event_fds(&self) -> Vec<RawFd> {
-        Vec::new()
-    }
-
-    fn process_event(&mut self, _event: usize, _queues: &mut Queues<'_>) -> Result<(), Broken> {
         Ok(())
     }
 

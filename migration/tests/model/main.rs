@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a model that can't go on has found a mistake of its own")]
 
+mod moves;
 mod mutants;
 mod settle;
 mod world;

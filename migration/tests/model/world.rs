@@ -2,13 +2,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use stateright::{Model, Property};
+use tern_migration::handover::Answer;
 use tern_migration::handover::destination::{self, Action as There, Event as Arrived};
 use tern_migration::handover::source::{self, Action as Here, Event as Happened};
-use tern_migration::handover::{Answer, Resolution};
-
-/// Most answers that are on their way at once: enough for each to be overtaken.
-const ANSWERS_MAX: usize = 2;
 
 /// Are the disks the same files on both sides?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,34 +73,6 @@ pub struct World {
     pub doubted: bool,
 }
 
-/// One step of anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Move {
-    /// The first thing that is to be done is done, or fails.
-    Do(Side, bool),
-    Here(Happened),
-    There(Arrived),
-    Deliver(Side),
-    /// The connection to this side breaks behind the first so many messages.
-    Cut(Side, usize),
-    Crash(Side),
-    Ask,
-    QuestionLost,
-    /// It arrives; a copy of it may still be on its way.
-    Question {
-        again: bool,
-    },
-    /// A new process listens where the destination did.
-    Stranger,
-    Answer {
-        answer: u8,
-        again: bool,
-    },
-    AnswerLost(u8),
-    OtherProcess(bool),
-    Again,
-}
-
 /// The tables that are checked, and their surroundings.
 #[derive(Clone)]
 pub struct Handover {
@@ -156,7 +124,7 @@ impl World {
         !gone && (!self.given_up || self.source.todo.contains(&Here::Commit))
     }
 
-    fn queue(&mut self, to: Side) -> &mut VecDeque<Message> {
+    pub fn queue(&mut self, to: Side) -> &mut VecDeque<Message> {
         match to {
             Side::Source => &mut self.to_source,
             Side::Destination => &mut self.to_destination,
@@ -286,7 +254,7 @@ impl World {
         self.here(model, Happened::Answered(Answer::ALL[usize::from(answer)]));
     }
 
-    fn crash(&mut self, side: Side) {
+    pub fn crash(&mut self, side: Side) {
         self.release(side);
         self.queue(side).clear();
         match side {
@@ -303,7 +271,7 @@ impl World {
     }
 
     /// Drops what nobody will ever look at, so that states that differ in nothing else are one.
-    fn forget(&mut self) {
+    pub fn forget(&mut self) {
         use source::State::{HeldThere, InDoubt};
         if !self.source.alive || self.source_has_left() {
             self.to_source.clear();
@@ -327,7 +295,7 @@ impl World {
     }
 
     /// Is it waiting, and not doing something?
-    fn waits(&self, side: Side) -> bool {
+    pub fn waits(&self, side: Side) -> bool {
         match side {
             Side::Source => self.source.alive && self.source.todo.is_empty(),
             Side::Destination => self.destination.alive && self.destination.todo.is_empty(),
@@ -339,141 +307,5 @@ impl World {
         use source::State::{Claiming, HeldThere, InDoubt, Reclaiming};
         self.source.state.is_over()
             || matches!(self.source.state, InDoubt | HeldThere | Claiming | Reclaiming)
-    }
-
-    fn moves_of_network(&self, moves: &mut Vec<Move>) {
-        if self.waits(Side::Source) && !self.to_source.is_empty() && !self.source_has_left() {
-            moves.push(Move::Deliver(Side::Source));
-        }
-        if self.waits(Side::Destination) && !self.to_destination.is_empty() {
-            moves.push(Move::Deliver(Side::Destination));
-        }
-        for (side, queue) in [(Side::Source, &self.to_source), (Side::Destination, &self.to_destination)] {
-            if !self.cut[side as usize] {
-                moves.extend((0..=queue.len()).map(|kept| Move::Cut(side, kept)));
-            }
-        }
-    }
-
-    fn moves_of_questions(&self, moves: &mut Vec<Move>) {
-        use source::State::{HeldThere, InDoubt};
-        let doubts = self.waits(Side::Source) && matches!(self.source.state, InDoubt | HeldThere);
-        if doubts && !self.asked && self.answers.len() < ANSWERS_MAX {
-            moves.push(Move::Ask);
-        }
-        if self.asked {
-            moves.push(Move::QuestionLost);
-            if self.waits(Side::Destination) {
-                moves.extend([true, false].map(|again| Move::Question { again }));
-            }
-            if !self.destination.alive {
-                moves.push(Move::Stranger);
-            }
-        }
-        for answer in self.answers.iter().copied() {
-            moves.push(Move::AnswerLost(answer));
-            if self.waits(Side::Source) {
-                moves.extend([true, false].map(|again| Move::Answer { answer, again }));
-            }
-        }
-    }
-
-    fn moves_of_sides(&self, model: &Handover, moves: &mut Vec<Move>) {
-        let dead = !self.destination.alive;
-        let looked = model.disks == Disks::Shared || dead;
-        if self.waits(Side::Source) {
-            let events = [true, false].map(|pause| Happened::LittleLeft { pause });
-            let others =
-                [Happened::Continue, Happened::Sent, Happened::Failed, Happened::Cancel, Happened::Cont];
-            let persons = [Happened::Resolve(Resolution::Discard), Happened::Unanswered];
-            moves.extend(events.into_iter().chain(others).chain(persons).map(Move::Here));
-            if looked {
-                moves.push(Move::Here(Happened::Resolve(Resolution::Run)));
-            }
-        }
-        if self.waits(Side::Destination) {
-            moves.extend([Arrived::Failed, Arrived::Cancel, Arrived::Cont].map(Move::There));
-        }
-        for side in [Side::Source, Side::Destination] {
-            let alive = if side == Side::Source { self.source.alive } else { self.destination.alive };
-            if alive && !self.waits(side) {
-                moves.extend([true, false].map(|well| Move::Do(side, well)));
-            }
-            if alive {
-                moves.push(Move::Crash(side));
-            }
-        }
-    }
-}
-
-impl Model for Handover {
-    type State = World;
-    type Action = Move;
-
-    fn init_states(&self) -> Vec<World> {
-        let lock = if self.disks == Disks::Shared { Holder::Side(Side::Source) } else { Holder::Nobody };
-        vec![World::new(1, lock)]
-    }
-
-    fn actions(&self, world: &World, moves: &mut Vec<Move>) {
-        world.moves_of_sides(self, moves);
-        world.moves_of_network(moves);
-        world.moves_of_questions(moves);
-        if self.disks == Disks::Shared {
-            match world.lock {
-                Holder::Nobody => moves.push(Move::OtherProcess(true)),
-                Holder::AnotherProcess => moves.push(Move::OtherProcess(false)),
-                Holder::Side(_) => {}
-            }
-        }
-        let over = world.source.state == source::State::Kept && world.source.runs;
-        if over && world.waits(Side::Source) && world.attempt < self.attempts {
-            moves.push(Move::Again);
-        }
-    }
-
-    fn next_state(&self, before: &World, step: Move) -> Option<World> {
-        let mut world = before.clone();
-        match step {
-            Move::Do(Side::Source, well) => world.do_here(self, well),
-            Move::Do(Side::Destination, well) => world.do_there(self, well),
-            Move::Here(event) => world.here(self, event),
-            Move::There(event) => world.there(self, event),
-            Move::Deliver(to) => world.deliver(self, to),
-            Move::Cut(to, kept) => {
-                world.queue(to).truncate(kept);
-                world.cut[to as usize] = true;
-            }
-            Move::Crash(side) => world.crash(side),
-            Move::Ask => world.asked = true,
-            Move::QuestionLost => world.asked = false,
-            Move::Question { again } => {
-                world.asked = again;
-                world.answer(self);
-            }
-            Move::Stranger => {
-                world.asked = false;
-                world.answer(self);
-            }
-            Move::Answer { answer, again } => {
-                if !again {
-                    world.answers.remove(&answer);
-                }
-                world.hear(self, answer);
-            }
-            Move::AnswerLost(answer) => _ = world.answers.remove(&answer),
-            Move::OtherProcess(takes) => {
-                world.lock = if takes { Holder::AnotherProcess } else { Holder::Nobody };
-            }
-            // Another session: nothing of this one is heard again. A destination that is not over has another
-            // process's machine by then.
-            Move::Again => world = World::new(world.attempt + 1, world.lock),
-        }
-        world.forget();
-        (world != *before).then_some(world)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        super::properties()
     }
 }

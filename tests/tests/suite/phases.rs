@@ -3,7 +3,9 @@
 //! source and moves at the next try; after it nobody runs it twice.
 
 use serde_json::json;
-use tern_tests::{Direction, Fault, Frame, Incoming, Place, Proxy, PulseLog, Tern, kvm_or_skip, migrate};
+use tern_tests::{
+    Direction, Fault, Frame, Incoming, Place, Proxy, PulseLog, Qmp, Tern, kvm_or_skip, migrate,
+};
 
 use Direction::{ToDestination, ToSource};
 
@@ -141,6 +143,21 @@ fn the_link_breaks_or_lies() {
     goes_on_and_moves(&source, &destination);
 }
 
+/// A migration that has come to `place`, where `fault` holds or cuts it; and the source's control.
+fn moving_into(
+    source: &Tern,
+    destination: &Tern,
+    direction: Direction,
+    place: Place,
+    fault: Fault,
+) -> (Proxy, Qmp) {
+    let proxy = Proxy::with(&destination.uri(), direction, place, fault);
+    let mut here = source.qmp();
+    here.execute("migrate", json!({ "uri": proxy.uri() }));
+    proxy.wait_fault();
+    (proxy, here)
+}
+
 #[test]
 fn too_late_to_cancel() {
     if !kvm_or_skip() {
@@ -148,10 +165,8 @@ fn too_late_to_cancel() {
     }
     let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
     source.wait_beats(1, 2);
-    let proxy = Proxy::with(&destination.uri(), ToDestination, Place::Before(Frame::Commit), Fault::Hold);
-    let mut here = source.qmp();
-    here.execute("migrate", json!({ "uri": proxy.uri() }));
-    proxy.wait_fault();
+    let (proxy, mut here) =
+        moving_into(&source, &destination, ToDestination, Place::Before(Frame::Commit), Fault::Hold);
     let error = here.try_execute("migrate_cancel", json!({})).unwrap_err();
     assert!(error["desc"].as_str().unwrap().contains("too late"), "{error}");
     proxy.release();
@@ -167,10 +182,8 @@ fn in_doubt_and_the_destination_is_dead() {
     }
     let (source, mut destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
     source.wait_beats(1, 2);
-    let proxy = Proxy::with(&destination.uri(), ToDestination, Place::Before(Frame::Commit), Fault::Hold);
-    let mut here = source.qmp();
-    here.execute("migrate", json!({ "uri": proxy.uri() }));
-    proxy.wait_fault();
+    let (_proxy, mut here) =
+        moving_into(&source, &destination, ToDestination, Place::Before(Frame::Commit), Fault::Hold);
     destination.kill();
     here.wait_migrate(&["in-doubt"]);
     assert_eq!(here.wait_state(&["in-doubt"]), "in-doubt");
@@ -190,10 +203,8 @@ fn a_doubt_settles_when_the_guest_runs_there() {
     }
     let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
     source.wait_beats(1, 2);
-    let proxy = Proxy::with(&destination.uri(), ToSource, Place::Before(Frame::Running), Fault::Hold);
-    let mut here = source.qmp();
-    here.execute("migrate", json!({ "uri": proxy.uri() }));
-    proxy.wait_fault();
+    let (proxy, mut here) =
+        moving_into(&source, &destination, ToSource, Place::Before(Frame::Running), Fault::Hold);
     destination.wait_beats(1, 2);
     proxy.cut();
     // The next connection goes through.
@@ -216,10 +227,8 @@ fn a_doubt_settles_when_commit_never_came() {
     }
     let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Tcp);
     source.wait_beats(1, 2);
-    let proxy = Proxy::with(&destination.uri(), ToDestination, Place::Before(Frame::Commit), Fault::Cut);
-    let mut here = source.qmp();
-    here.execute("migrate", json!({ "uri": proxy.uri() }));
-    proxy.wait_fault();
+    let (_proxy, mut here) =
+        moving_into(&source, &destination, ToDestination, Place::Before(Frame::Commit), Fault::Cut);
     let answer = here.wait_migrate(&["failed"]);
     assert!(answer["report"]["warnings"].to_string().contains("goes on here"), "{answer:#}");
     here.wait_state(&["running"]);
@@ -234,10 +243,8 @@ fn nobody_answers_and_a_person_discards_the_copy() {
     }
     let (mut source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
     source.wait_beats(1, 2);
-    let proxy = Proxy::with(&destination.uri(), ToSource, Place::Before(Frame::Running), Fault::Hold);
-    let mut here = source.qmp();
-    here.execute("migrate", json!({ "uri": proxy.uri() }));
-    proxy.wait_fault();
+    let (proxy, mut here) =
+        moving_into(&source, &destination, ToSource, Place::Before(Frame::Running), Fault::Hold);
     destination.wait_beats(1, 2);
     drop(proxy);
     let answer = here.wait_migrate(&["in-doubt"]);
