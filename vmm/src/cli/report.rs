@@ -55,7 +55,8 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
         (if to_file { "written" } else { "on the wire" }, ByteSize(on_wire).to_string()),
         ("  page data", size(&bytes["page_data"])),
         ("  device state", size(&bytes["state"])),
-        (if to_file { "pages written" } else { "pages sent" }, number(&pages["raw"]).to_string()),
+        (if to_file { "pages written" } else { "pages sent" }, with_content(pages, "").to_string()),
+        ("  in fewer bytes", number(&pages["encoded"]).to_string()),
         ("  zero", number(&pages["zero"]).to_string()),
         ("  never touched", number(&pages["untouched"]).to_string()),
     ]);
@@ -129,13 +130,19 @@ fn rounds(report: &Value, text: &mut String) {
             text,
             "{:>5} {:>10} {:>10} {:>10} {:>12} {:>10}{note}",
             number(&round["round"]),
-            number(&round["pages_raw"]),
+            with_content(round, "pages_"),
             number(&round["pages_zero"]),
             number(&round["pages_dirty_at_end"]),
             size(&round["wire_bytes"]),
             time(&round["duration_us"]),
         );
     }
+}
+
+/// Pages that were sent with what is in them: as they are, compressed, or as a delta.
+fn with_content(pages: &Value, prefix: &str) -> u64 {
+    let count = |kind: &str| number(&pages[format!("{prefix}{kind}")]);
+    count("raw").saturating_add(count("encoded"))
 }
 
 fn number(value: &Value) -> u64 {
@@ -241,6 +248,16 @@ mod tests {
         let text = table(&report);
         assert!(text.contains("dirty log            ring"), "{text}");
         assert!(text.contains("vCPU 0: 70 pages, 7/s at last; ring full 2 times"), "{text}");
+    }
+
+    #[test]
+    fn pages_count_in_whatever_encoding_they_went() {
+        let mut report = report(1);
+        (report["pages"]["raw"], report["pages"]["encoded"]) = (json!(100), json!(900));
+        (report["rounds"][0]["pages_raw"], report["rounds"][0]["pages_encoded"]) = (json!(70), json!(7));
+        let text = table(&report);
+        assert!(text.contains("pages sent           1000\n  in fewer bytes     900\n"), "{text}");
+        assert!(text.lines().last().unwrap().contains("    0         77"), "{text}");
     }
 
     #[test]
