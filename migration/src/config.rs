@@ -22,7 +22,7 @@ pub use self::capability::{CAPABILITIES, Capabilities, Capability};
 pub use self::error::ConfigError;
 pub use self::live::LiveParameters;
 pub use self::parameter::{Kind, Parameter, Scope, Setting};
-pub use self::table::{ON_TIMEOUT_STOP, PARAMETERS, tables_markdown};
+pub use self::table::{ON_TIMEOUT_STOP, PARAMETERS, POSTCOPY_OFF, tables_markdown};
 
 /// The parameters of one migration. A copy is cheap: it allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub struct Parameters {
     pub tls_hostname: Option<Arc<str>>,
     /// Names of the sources that a destination accepts.
     pub tls_allow: Option<Arc<str>>,
+    /// When the guest goes on at the destination while part of its memory is still here; see [`Self::may_postcopy`].
+    pub postcopy: &'static str,
     /// Plain connections over a network are allowed.
     pub insecure: bool,
     /// What is switched on.
@@ -93,6 +95,7 @@ impl Default for Parameters {
             tls_psk: None,
             tls_hostname: None,
             tls_allow: None,
+            postcopy: "",
             insecure: false,
             capabilities: Capabilities::default(),
         };
@@ -105,6 +108,11 @@ impl Parameters {
     /// How the pages that the guest writes are found; none: as the machine can do it best.
     pub fn dirty_log_mode(&self) -> Option<DirtyLogMode> {
         DirtyLogMode::named(self.dirty_log)
+    }
+
+    /// May the guest be handed over before all of its memory is there?
+    pub fn may_postcopy(&self) -> bool {
+        self.postcopy != POSTCOPY_OFF
     }
 
     /// Sets one parameter.

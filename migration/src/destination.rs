@@ -116,10 +116,10 @@ pub fn receive<V: DestinationVm>(
     attempt.set_status(Status::Setup);
     let met = greet(&mut attempt.wire, &register).and_then(|peer| match peer.purpose {
         Purpose::Migration => Ok(peer),
-        Purpose::Check | Purpose::Inquiry => {
+        Purpose::Check | Purpose::Inquiry | Purpose::Recover => {
             Err(ProtocolError::Purpose { peer_tern: peer.tern_version }.into())
         }
-        Purpose::Channel => Err(ProtocolError::NoSession { found: peer.session }.into()),
+        Purpose::Channel | Purpose::Urgent => Err(ProtocolError::NoSession { found: peer.session }.into()),
     });
     attempt.run(met)
 }

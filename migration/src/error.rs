@@ -135,6 +135,12 @@ pub enum MigrationError {
         #[source]
         source: VmError,
     },
+    /// The parameters ask for post-copy, and it can't be here.
+    #[error("post-copy is not possible: {reason}; use another address, or postcopy=off")]
+    NoPostcopy {
+        /// Why.
+        reason: &'static str,
+    },
     /// Dirty pages come faster than they can be sent, and the time is over.
     #[error(
         "max-total-time {max_total_time_ms} ms is over: after {elapsed_ms} ms not all memory has been sent once, or \
@@ -393,7 +399,7 @@ impl MigrationError {
             | Self::Memory { .. }
             | Self::Thread { .. }
             | Self::Resume { .. } => Blame::Local,
-            Self::NotWaiting => Blame::Incompatible,
+            Self::NotWaiting | Self::NoPostcopy { .. } => Blame::Incompatible,
             Self::NotConverging { .. } | Self::NotContinued { .. } => Blame::Limit,
             Self::Cancelled => Blame::Cancelled,
         }
@@ -415,6 +421,7 @@ impl MigrationError {
             Self::Thread { .. } => "thread",
             Self::Resume { .. } => "resume",
             Self::NotWaiting => "not-waiting",
+            Self::NoPostcopy { .. } => "no-postcopy",
             Self::NotConverging { .. } => "not-converging",
             Self::NotContinued { .. } => "not-continued",
             Self::Cancelled => "cancelled",

@@ -31,6 +31,7 @@ pub mod fuzzing;
 pub mod handover;
 pub mod pager;
 mod policy;
+mod postcopy;
 mod ram;
 #[cfg(feature = "sim")]
 pub mod sim;

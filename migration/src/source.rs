@@ -22,6 +22,7 @@ mod doubt;
 mod handover;
 mod lanes;
 mod link;
+mod opening;
 mod rounds;
 mod switchover;
 

@@ -1,9 +1,11 @@
 //! The report of a migration: one document, the same fields on both sides, every unit in a name, kept after
 //! success, failure and cancel.
 
+mod postcopy;
 mod progress;
 mod query;
 
+pub use postcopy::PostcopyReport;
 pub use query::query_migrate;
 
 use serde::{Serialize, Serializer};
@@ -62,6 +64,12 @@ pub enum Status {
     PreSwitchover,
     /// The guest is stopped.
     Device,
+    /// The guest is the destination's, and part of its memory is still at the source.
+    PostcopyActive,
+    /// Likewise, and the connections have broken: both sides keep everything.
+    PostcopyPaused,
+    /// Likewise, and the connections are being made anew.
+    PostcopyRecover,
     /// The guest runs on the destination.
     Completed,
     /// The guest stays on the source.
@@ -84,6 +92,9 @@ impl Status {
             Self::Active => "active",
             Self::PreSwitchover => "pre-switchover",
             Self::Device => "device",
+            Self::PostcopyActive => "postcopy-active",
+            Self::PostcopyPaused => "postcopy-paused",
+            Self::PostcopyRecover => "postcopy-recover",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelling => "cancelling",
@@ -183,6 +194,8 @@ pub struct Report {
     pub downtime: Option<Downtime>,
     /// What both sides compare at the switch; none where it was not agreed.
     pub proof: Option<Proof>,
+    /// Post-copy; none before it has begun.
+    pub postcopy: Option<PostcopyReport>,
     /// A guest from a file whose memory comes on demand: how far that is; none for any other. It goes on when the
     /// status is `completed`, which says that the guest runs.
     pub on_demand: Option<PagerReport>,
@@ -445,6 +458,7 @@ impl Report {
             capabilities: None,
             downtime: None,
             proof: None,
+            postcopy: None,
             on_demand: None,
             error: None,
             warnings: Vec::new(),

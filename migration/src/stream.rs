@@ -146,7 +146,8 @@ impl<R: Read> Reading<R> {
             self.pass(data_bytes, "page data")?;
             return Ok(Content::Pages(count(&head, data_bytes)));
         }
-        if head.len() < header.length as usize || header.frame == FrameType::Probe {
+        let no_message = described(header.frame).is_none() && header.frame != FrameType::State;
+        if head.len() < header.length as usize || no_message {
             return Ok(Content::Passed { bytes: header.length.into() });
         }
         if header.frame == FrameType::State {
@@ -297,7 +298,13 @@ fn described(frame: FrameType) -> Option<Message> {
         FrameType::Answer => of::<wire::Answer>(frame),
         FrameType::Echo => of::<wire::Echo>(frame),
         FrameType::Settled => of::<wire::Settled>(frame),
-        FrameType::Pages | FrameType::State | FrameType::Probe => None,
+        FrameType::HaveAll => of::<wire::HaveAll>(frame),
+        FrameType::Pages
+        | FrameType::State
+        | FrameType::Probe
+        | FrameType::Missing
+        | FrameType::PageIn
+        | FrameType::Request => None,
     }
 }
 

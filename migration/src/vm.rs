@@ -248,6 +248,13 @@ pub trait DestinationVm: Send {
     fn check(&self, source: &VmFacts) -> Result<Vec<Aspect>, VmError>;
     /// Guest memory, all zero at the start.
     fn ram(&self) -> &GuestRam;
+    /// Can pages of this machine's memory come when they are touched?
+    ///
+    /// # Errors
+    /// Why not, and what helps.
+    fn can_page_in(&self) -> Result<(), VmError> {
+        Err(VmError::plain("this machine needs all of its memory before it runs"))
+    }
     /// Parses all, validates all, then applies.
     fn load(&mut self, state: StateSet) -> Result<(), VmError>;
     /// Takes the locks of all disks, all or none. Called after COMMIT, or for a guest from a

@@ -6,6 +6,7 @@ mod farewell;
 mod frame;
 mod handshake;
 mod message;
+mod page_set;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -15,12 +16,15 @@ use std::time::Duration;
 use tern_schema::{Record, Writer, decode_record};
 
 pub(crate) use compare::{Compared, compare, refusal};
-pub(crate) use frame::{FLAG_ANSWER, FLAG_RUNNING, FRAMES, FrameType, HEADER_BYTES, Header, MAGIC};
-pub(crate) use handshake::{Peer, greet, introduce, introduce_again, join, joined};
+pub(crate) use frame::{
+    FLAG_ANSWER, FLAG_LAST, FLAG_RUNNING, FRAMES, FrameType, HEADER_BYTES, Header, MAGIC,
+};
+pub(crate) use handshake::{Peer, SessionId, greet, introduce, introduce_again, join, joined};
 pub(crate) use message::{
-    Agreed, Answer, CHANNELS_MAX, Commit, Echo, Failed, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX,
+    Agreed, Answer, CHANNELS_MAX, Commit, Echo, Failed, HaveAll, Hello, Offer, PROBE_BYTES_MAX, PROTOCOL_MAX,
     PROTOCOL_MIN, Prepared, Purpose, Refused, RoundEnd, Running, Settled, Sync, TERN_VERSION,
 };
+pub(crate) use page_set::{PageSetReader, encode as encode_page_set};
 
 use crate::channel::span::{InSpan, OutSpan};
 use crate::channel::stream::Stream;

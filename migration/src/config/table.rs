@@ -15,6 +15,12 @@ const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib", "auto"];
 /// The choice of `on-timeout` that ends in a long stop instead of a failure.
 pub const ON_TIMEOUT_STOP: &str = "stop";
 
+/// The choice of `postcopy` with which no guest is handed over before all of its memory is there.
+pub const POSTCOPY_OFF: &str = "off";
+/// What `postcopy` may be.
+const POSTCOPY: &[&str] =
+    &[POSTCOPY_OFF, "auto", "manual", "at-once", "after-first-pass", "when-precopy-stops-paying"];
+
 /// All parameters.
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::number("max-bandwidth", "bytes/s", 262_144..=1 << 50, 0, |p| &mut p.max_bandwidth_bytes_per_s)
@@ -83,6 +89,10 @@ pub const PARAMETERS: &[Parameter] = &[
         .of(Scope::Destination)
         .fixed()
         .means("TLS: names, with commas between them, of which a source's certificate must have one."),
+    Parameter::choice("postcopy", POSTCOPY, |p| &mut p.postcopy).fixed().means(
+        "When the guest goes on at the destination while part of its memory is still here (post-copy); auto: \
+         after-first-pass; manual: by migrate-start-postcopy.",
+    ),
     Parameter::switch("insecure", false, |p| &mut p.insecure)
         .of(Scope::Each)
         .fixed()

@@ -7,7 +7,7 @@ use tern_schema::ChosenVersion;
 use super::Attempt;
 use super::handover::Prepared;
 use super::load::Loading;
-use super::lobby;
+use super::lobby::{self, Gathered};
 use super::vm_failed;
 use crate::error::{MigrationError, ProtocolError};
 use crate::handover::destination::Event;
@@ -16,7 +16,7 @@ use crate::ram::{ENCODINGS_MASK, RamView};
 use crate::stats::{Proof, Status};
 use crate::vm::{Aspect, DestinationVm, VmFacts};
 use crate::wire::{
-    Agreed as AgreedMessage, CHANNELS_MAX, Compared, FrameType, Offer, Peer, Wire, compare, refusal,
+    Agreed as AgreedMessage, CHANNELS_MAX, Compared, FrameType, Offer, Peer, compare, refusal,
 };
 
 /// The source has introduced itself.
@@ -31,8 +31,7 @@ pub(super) struct Agreed<'s, V> {
     attempt: &'s mut Attempt<V>,
     ram: &'s Arc<RamView>,
     encodings: u64,
-    /// All connections but the first.
-    further: Vec<Wire>,
+    further: Gathered,
 }
 
 impl<'s, V: DestinationVm> Connected<'s, V> {
@@ -45,7 +44,10 @@ impl<'s, V: DestinationVm> Connected<'s, V> {
         attempt.report.downtime_limit_ms = offer.downtime_limit_ms;
         attempt.report.max_bandwidth_bytes_per_s = offer.max_bandwidth_bytes_per_s;
         attempt.report.max_total_time_ms = offer.max_total_time_ms;
-        let sections = check(&attempt.vm, &offer.facts, offer.page_bytes)?;
+        let one = attempt.acceptor.as_ref().map_or(Some("it was made by others"), |from| from.only_one());
+        let Compared { mut aspects, chosen } = compare_all(&attempt.vm, &offer.facts, offer.page_bytes)?;
+        aspects.extend(postcopy(&attempt.vm, &offer, one));
+        let sections = refusal(&aspects).map_or(Ok(chosen), Err)?;
         let most_channels = match &attempt.acceptor {
             Some(acceptor) if acceptor.only_one().is_none() => CHANNELS_MAX,
             _ => 1,
@@ -54,7 +56,8 @@ impl<'s, V: DestinationVm> Connected<'s, V> {
         let hashes = agreed.proofs.is_some_and(|proofs| proofs != 0);
         attempt.report.proof = hashes.then(Proof::default);
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
-        let further = gather(attempt, &peer, agreed.channels.unwrap_or(1))?;
+        let wanted = (agreed.channels.unwrap_or(1), agreed.postcopy == Some(true));
+        let further = gather(attempt, &peer, wanted)?;
         attempt.report.setup_us = attempt.control.elapsed_us();
         Ok(Agreed { attempt, ram, encodings: agreed.encodings, further })
     }
@@ -73,14 +76,36 @@ pub(super) fn terms(
         proofs: offer.proofs.map(|proofs| proofs & PROOF_XXH3),
         sections,
         channels: offer.channels.map(|channels| channels.clamp(1, most_channels)),
+        postcopy: offer.postcopy,
     }
 }
 
+/// Whether post-copy is possible, if the source asks for it. `one`: why there can't be a second connection, if that is so.
+pub(super) fn postcopy<V: DestinationVm>(vm: &V, offer: &Offer, one: Option<&str>) -> Option<Aspect> {
+    const NAMES: (&str, &str) = ("postcopy", "post-copy");
+    const WANTED: &str = "asks for it";
+    if offer.postcopy != Some(true) {
+        return None;
+    }
+    let more = one.map(|reason| {
+        let remedy = "let the destination wait at an address where it can be reached again, or migrate with \
+                      postcopy=off";
+        (format!("has one connection: {reason}"), remedy.to_owned())
+    });
+    let able = || {
+        let error = vm_failed("post-copy")(vm.can_page_in().err()?);
+        Some(("can't do it".to_owned(), error.chain().split_off(1).join(": ")))
+    };
+    Some(match more.or_else(able) {
+        Some((has, remedy)) => Aspect::differs(NAMES.0, NAMES.1, WANTED, has, remedy),
+        None => Aspect::fits(NAMES.0, NAMES.1, WANTED, "can do it"),
+    })
+}
+
 /// The further connections.
-fn gather<V>(attempt: &mut Attempt<V>, peer: &Peer, channels: u32) -> Result<Vec<Wire>, MigrationError> {
-    let (Some(acceptor), 2..) = (&attempt.acceptor, channels) else { return Ok(Vec::new()) };
-    let count = (channels - 1) as usize;
-    let (further, strangers) = lobby::gather(&**acceptor, &attempt.control, &mut attempt.wire, peer, count)?;
+fn gather<V>(attempt: &mut Attempt<V>, peer: &Peer, wanted: (u32, bool)) -> Result<Gathered, MigrationError> {
+    let Some(acceptor) = &attempt.acceptor else { return Ok(Gathered::default()) };
+    let (further, strangers) = lobby::gather(&**acceptor, &attempt.control, &mut attempt.wire, peer, wanted)?;
     attempt.report.strangers += strangers.count;
     attempt.report.warnings.extend(strangers.texts);
     Ok(further)

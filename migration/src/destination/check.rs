@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::agree::{compare_all, terms};
+use super::agree::{compare_all, postcopy, terms};
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::vm::{Aspect, DestinationVm};
 use crate::wire::{
@@ -24,7 +24,8 @@ pub(super) fn answer<V: DestinationVm>(
     const STATE: &str = "answering a check";
     wire.limit_time(SILENCE_MAX, TIME_MAX);
     let offer: Offer = wire.expect(FrameType::Offer, STATE)?;
-    let Compared { aspects, chosen } = compare_all(vm, &offer.facts, offer.page_bytes)?;
+    let Compared { mut aspects, chosen } = compare_all(vm, &offer.facts, offer.page_bytes)?;
+    aspects.extend(postcopy(vm, &offer, None));
     let answer = Answer { aspects, agreed: terms(&offer, peer.protocol_version, chosen, CHANNELS_MAX) };
     wire.send(FrameType::Answer, &answer, STATE)?;
     let (mut bytes, mut all) = (0, 0);

@@ -7,6 +7,7 @@ use tern_schema::StateSet;
 
 use super::channels::{Channels, is_halted};
 use super::handover::Prepared;
+use super::lobby::Gathered;
 use super::{Attempt, vm_failed};
 use crate::error::{MigrationError, ProtocolError};
 use crate::policy::link::rate;
@@ -30,6 +31,8 @@ pub(super) struct Loading<'s, V> {
     decoders: Option<Arc<Pool<Coded, MigrationError>>>,
     /// All connections but the first.
     channels: Channels,
+    /// For post-copy, if that was agreed.
+    urgent: Option<Wire>,
     /// What the source says of the state that follows.
     state_proof: Option<u64>,
 }
@@ -39,7 +42,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         attempt: &'s mut Attempt<V>,
         ram: &Arc<RamView>,
         encodings: u64,
-        further: Vec<Wire>,
+        Gathered { channels: further, urgent }: Gathered,
     ) -> Result<Self, MigrationError> {
         let started_us = Some(attempt.control.now_us());
         (attempt.live_started_us, attempt.round_started_us) = (started_us, started_us);
@@ -58,7 +61,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         };
         let further = (1..).zip(further).map(receiver).collect::<Result<Vec<_>, MigrationError>>()?;
         let channels = Channels::start(further, &attempt.control)?;
-        Ok(Self { attempt, shared, pages, decoders, channels, state_proof: None })
+        Ok(Self { attempt, shared, pages, decoders, channels, urgent, state_proof: None })
     }
 
     /// All rounds, then the state.

@@ -75,17 +75,28 @@ pub(super) fn meet<V: DestinationVm>(
     }
 }
 
-/// Waits for the further connections of the migration that `peer` has begun on `first`: `count` of them, in the order of
-/// their numbers. Who else comes meanwhile is turned away.
+/// The connections of a migration but the first.
+#[derive(Default)]
+pub(super) struct Gathered {
+    /// In the order of their numbers.
+    pub(super) channels: Vec<Wire>,
+    /// For pages that somebody waits for, in post-copy.
+    pub(super) urgent: Option<Wire>,
+}
+
+/// Waits for the further connections of the migration that `peer` has begun on `first`: so many channels with that one, and
+/// one for urgent pages. Who else comes meanwhile is turned away.
 pub(super) fn gather(
     acceptor: &dyn Acceptor,
     control: &Arc<Control>,
     first: &mut Wire,
     peer: &Peer,
-    count: usize,
-) -> Result<(Vec<Wire>, Strangers), MigrationError> {
+    (channels, urgent): (u32, bool),
+) -> Result<(Gathered, Strangers), MigrationError> {
     let mut lobby = Lobby::new(acceptor, control);
-    let mut found: Vec<Option<Wire>> = (0..count).map(|_| None).collect();
+    // The one for urgent pages is the last.
+    let count = channels.saturating_sub(1) as usize;
+    let mut found: Vec<Option<Wire>> = (0..count + usize::from(urgent)).map(|_| None).collect();
     let began_us = control.now_us();
     while found.iter().any(Option::is_none) {
         // The source has nothing to say there before all are open, but that it gives up.
@@ -99,7 +110,7 @@ pub(super) fn gather(
         }
         let Some(connection) = lobby.next(Some(first))? else { continue };
         let mut wire = Wire::new(connection, Side::Destination, control);
-        match take_in(&mut wire, peer, &found) {
+        match take_in(&mut wire, peer, &found, count) {
             Ok(place) => {
                 wire.belong_to(first);
                 if let Some(place) = found.get_mut(place) {
@@ -113,17 +124,29 @@ pub(super) fn gather(
             }
         }
     }
-    Ok((found.into_iter().flatten().collect(), lobby.strangers))
+    let mut channels: Vec<Wire> = found.into_iter().flatten().collect();
+    let urgent = if urgent { channels.pop() } else { None };
+    Ok((Gathered { channels, urgent }, lobby.strangers))
 }
 
-/// The place of a further connection that has introduced itself as one of this migration.
-fn take_in(wire: &mut Wire, first: &Peer, found: &[Option<Wire>]) -> Result<usize, MigrationError> {
+/// The place of a further connection that has introduced itself as one of this migration, with so many channels.
+fn take_in(
+    wire: &mut Wire,
+    first: &Peer,
+    found: &[Option<Wire>],
+    channels: usize,
+) -> Result<usize, MigrationError> {
     let peer = greet(wire, &Register::default())?;
-    if peer.purpose != Purpose::Channel || peer.session_id != first.session_id {
+    let is_further = matches!(peer.purpose, Purpose::Channel | Purpose::Urgent);
+    if !is_further || peer.session_id != first.session_id {
         let (found, expected) = (peer.session, first.session.clone());
         return Err(ProtocolError::Session { found, expected }.into());
     }
-    let place = (peer.index as usize).checked_sub(1).filter(|place| matches!(found.get(*place), Some(None)));
+    let place = match peer.purpose {
+        Purpose::Urgent => Some(channels),
+        _ => (peer.index as usize).checked_sub(1).filter(|place| *place < channels),
+    };
+    let place = place.filter(|place| matches!(found.get(*place), Some(None)));
     let (frame, field, max) = ("hello", "index, each once,", found.len() as u64);
     place.ok_or_else(|| ProtocolError::Limit { frame, field, found: peer.index.into(), max }.into())
 }
@@ -238,13 +261,13 @@ fn meet_one<V: DestinationVm>(
     let met = greet(&mut wire, register).and_then(|peer| match peer.purpose {
         Purpose::Migration => Ok(Some(peer)),
         // Its answer was in the hello.
-        Purpose::Inquiry => Ok(None),
+        Purpose::Inquiry | Purpose::Recover => Ok(None),
         Purpose::Check => {
             let differing = check::answer(vm, &mut wire, &peer)?;
             control.observer.asked(&differing);
             Ok(None)
         }
-        Purpose::Channel => Err(ProtocolError::NoSession { found: peer.session }.into()),
+        Purpose::Channel | Purpose::Urgent => Err(ProtocolError::NoSession { found: peer.session }.into()),
     });
     match met {
         Ok(peer) => Ok(peer.map(|peer| (wire, route, peer))),

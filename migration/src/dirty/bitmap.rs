@@ -78,6 +78,40 @@ impl DirtyBitmap {
         }
     }
 
+    /// Likewise, for `words` of which the first is word `first` of the region.
+    pub fn add_words_from(&mut self, region: usize, first: usize, words: &[u64]) {
+        if let Some(region) = self.regions.get_mut(region) {
+            let mine = region.words.get_mut(first..).unwrap_or_default();
+            mine.iter_mut().zip(words).for_each(|(mine, more)| *mine |= more);
+            region.trim();
+        }
+    }
+
+    /// Takes away all pages that `other`, which has the same regions, has as well.
+    pub fn remove(&mut self, other: &Self) {
+        for (region, other) in self.regions.iter_mut().zip(&other.regions) {
+            region.words.iter_mut().zip(&other.words).for_each(|(mine, theirs)| *mine &= !theirs);
+        }
+    }
+
+    /// Takes away all pages that `other`, which has the same regions, doesn't have.
+    pub fn keep(&mut self, other: &Self) {
+        for (region, other) in self.regions.iter_mut().zip(&other.regions) {
+            region.words.iter_mut().zip(&other.words).for_each(|(mine, theirs)| *mine &= theirs);
+        }
+    }
+
+    /// The pages of a region, as runs in order.
+    pub fn runs(&self, region: usize) -> Vec<Range<u64>> {
+        let mut out = Vec::new();
+        self.clone_of(region).take_runs(0, 0..self.words(region).len(), &mut out);
+        out
+    }
+
+    fn clone_of(&self, region: usize) -> Self {
+        Self { regions: self.regions.get(region).cloned().into_iter().collect() }
+    }
+
     /// Adds all dirty pages of `other`, which has the same regions.
     pub fn add(&mut self, other: &Self) {
         for (index, region) in other.regions.iter().enumerate() {

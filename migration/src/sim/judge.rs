@@ -209,6 +209,7 @@ fn statuses(attempt: &Attempt, side: Side, ended: Status) -> Result<(), String> 
         Status::PreSwitchover => 3,
         Status::Device => 4,
         Status::Cancelling => 5,
+        Status::PostcopyActive | Status::PostcopyPaused | Status::PostcopyRecover => 5,
         Status::Completed | Status::Failed | Status::Cancelled | Status::InDoubt => 6,
     };
     let rising = told.windows(2).all(|pair| pair.first().map(rank) < pair.last().map(rank));

@@ -62,6 +62,7 @@ pub(super) fn offer(facts: VmFacts, limits: &Parameters) -> Offer {
         max_total_time_ms: Some(limits.max_total_time_ms),
         proofs: limits.capabilities.verify.then_some(PROOF_XXH3),
         channels: u32::try_from(limits.channels).ok().filter(|channels| *channels > 1),
+        postcopy: limits.may_postcopy().then_some(true),
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Terms {
     pub(crate) hashes: bool,
     /// Bit n: pages may be sent in encoding n.
     pub(crate) encodings: u64,
+    /// The guest may go on there before all of its memory has come.
+    pub(crate) postcopy: bool,
     /// The versions that the other end has chosen; none: the newest of all.
     pub(crate) sections: Option<Vec<ChosenVersion>>,
 }

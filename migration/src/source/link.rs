@@ -8,11 +8,12 @@ use tern_schema::ChosenVersion;
 
 use super::carrier::{Carrier, Hashed, Proposal, Terms};
 use super::lanes::{Flow, Lane};
+use super::opening::{self, Further};
 use crate::channel::throttle::Throttle;
-use crate::channel::{CONNECT_TIMEOUT, Connection, Connector};
+use crate::channel::{Connection, Connector};
 use crate::config::LiveParameters;
 use crate::control::Control;
-use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::error::{MigrationError, ProtocolError};
 use crate::ram::compress::{self, Method};
 use crate::ram::job::{Job, Moved};
 use crate::ram::pool::worker_threads;
@@ -23,14 +24,9 @@ use crate::ram::{
 use crate::stats::{Downtime, Report, Side, XbzrleReport};
 use crate::vm::{GuestRam, SectionOffer};
 use crate::wire::{
-    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Peer, Prepared, Purpose, RoundEnd, Running, Settled,
-    Sync, Wire, introduce, join, joined,
+    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Settled, Sync,
+    Wire, introduce,
 };
-
-/// The first connection is looked at so often while another one is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Connections that are opened before an answer is waited for.
-const OPENED_AT_ONCE: usize = 8;
 
 /// The connections to a destination.
 pub(crate) struct Link {
@@ -42,6 +38,8 @@ pub(crate) struct Link {
     control: Arc<Control>,
     /// From `agree` on.
     flow: Option<Flow>,
+    /// For post-copy, if that was agreed.
+    urgent: Option<Wire>,
 }
 
 impl Link {
@@ -53,7 +51,7 @@ impl Link {
     ) -> Self {
         let main = Lane::new(Wire::new(connection, Side::Source, control));
         let (connector, live, control) = (connector.map(Arc::clone), live.clone(), Arc::clone(control));
-        Self { main, connector, live, control, flow: None }
+        Self { main, connector, live, control, flow: None, urgent: None }
     }
 
     /// Nothing is sent any more but last words.
@@ -69,7 +67,7 @@ impl Link {
     }
 
     /// Only one connection, if there can't be more.
-    fn limit_channels(&self, offer: &mut Offer, report: &mut Report) {
+    fn limit_channels(&self, offer: &mut Offer, report: &mut Report) -> Result<(), MigrationError> {
         let reason = match &self.connector {
             Some(connector) => connector.only_one(),
             None => Some("it was made by others"),
@@ -78,46 +76,10 @@ impl Link {
             offer.channels = None;
             report.warnings.push(format!("1 connection instead of {channels}: {reason}"));
         }
-    }
-
-    /// Makes all connections but the first.
-    fn further(&self, first: &mut Wire, peer: &Peer, channels: u32) -> Result<Vec<Wire>, MigrationError> {
-        let Some(connector) = &self.connector else { return Ok(Vec::new()) };
-        let numbers: Vec<u32> = (1..channels).collect();
-        let mut further = Vec::with_capacity(numbers.len());
-        // Few at once: the other side looks at so many strangers only.
-        for numbers in numbers.chunks(OPENED_AT_ONCE) {
-            let begun = further.len();
-            for number in numbers {
-                let mut wire = Wire::new(connector.connect(&self.control)?, Side::Source, &self.control);
-                join(&mut wire, peer.session_id, *number)?;
-                wire.belong_to(first);
-                further.push(wire);
-            }
-            for (number, wire) in numbers.iter().zip(further.iter_mut().skip(begun)) {
-                self.await_answer(first, wire)?;
-                joined(wire, peer.session_id, *number)?;
-            }
+        match reason {
+            Some(reason) if offer.postcopy.is_some() => Err(MigrationError::NoPostcopy { reason }),
+            _ => Ok(()),
         }
-        Ok(further)
-    }
-
-    /// Until the other end has said something on a further connection; if it gives up it says so on the first one.
-    fn await_answer(&self, first: &mut Wire, wire: &mut Wire) -> Result<(), MigrationError> {
-        const STATE: &str = "opening further connections";
-        let began_us = self.control.now_us();
-        while !wire.peer_speaks_within(LOOK_EVERY) {
-            self.control.check(STATE)?;
-            if first.peer_spoke() {
-                let header = first.receive(STATE)?;
-                return Err(first.unexpected(&header, STATE, "nothing"));
-            }
-            if self.control.since_us(began_us) > CONNECT_TIMEOUT.as_micros() as u64 {
-                let timeout_ms = CONNECT_TIMEOUT.as_millis() as u64;
-                return Err(LinkError::Stalled { state: STATE, timeout_ms }.into());
-            }
-        }
-        Ok(())
     }
 
     /// Starts what pages flow through.
@@ -166,7 +128,7 @@ fn threads(channels: usize, compressed: bool, compress_threads: u64) -> usize {
 
 /// What the destination's answer means; only what was offered can be chosen.
 pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Result<Terms, ProtocolError> {
-    let proofs = answer.proofs.unwrap_or(0);
+    let (proofs, postcopy) = (answer.proofs.unwrap_or(0), answer.postcopy.unwrap_or(false));
     let (offered, channels) = (offer.channels.unwrap_or(1), u64::from(answer.channels.unwrap_or(1).max(1)));
     let chosen = [
         ("protocol version", u64::from(answer.protocol_version), u64::from(protocol_version)),
@@ -174,6 +136,7 @@ pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Re
         ("encodings that are always there", answer.encodings & ENCODINGS_PLAIN, ENCODINGS_PLAIN),
         ("connections beyond what was offered", channels.saturating_sub(offered.into()), 0),
         ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
+        ("post-copy", u64::from(postcopy && offer.postcopy != Some(true)), 0),
     ];
     for (field, found, expected) in chosen {
         if found != expected {
@@ -183,7 +146,7 @@ pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Re
     check_versions(&offer.facts.sections, &answer.sections)?;
     let sections = Some(answer.sections.clone());
     let (hashes, encodings) = (proofs & PROOF_XXH3 != 0, answer.encodings);
-    Ok(Terms { round_trip_us: 0, hashes, encodings, sections })
+    Ok(Terms { round_trip_us: 0, hashes, encodings, postcopy, sections })
 }
 
 fn check_versions(offered: &[SectionOffer], chosen: &[ChosenVersion]) -> Result<(), ProtocolError> {
@@ -205,7 +168,7 @@ impl Carrier for Link {
 
     fn agree(&mut self, proposal: Proposal<'_>, report: &mut Report) -> Result<Terms, MigrationError> {
         let Proposal { mut offer, ram, .. } = proposal;
-        self.limit_channels(&mut offer, report);
+        self.limit_channels(&mut offer, report)?;
         let mut wire = self.main.wire();
         let asked_us = self.control.now_us();
         let peer = introduce(&mut wire, Purpose::Migration)?;
@@ -220,8 +183,19 @@ impl Carrier for Link {
         let round_trip_us = round_trip_us.min(self.control.since_us(offered_us));
         let terms = Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? };
         let channels = answer.channels.unwrap_or(1).max(1);
-        let further = self.further(&mut wire, &peer, channels)?;
+        let further = match &self.connector {
+            Some(connector) => {
+                let wanted = (channels, terms.postcopy);
+                opening::further(&**connector, &mut wire, peer.session_id, wanted, &self.control)?
+            }
+            None => Further::default(),
+        };
         drop(wire);
+        if offer.postcopy.is_some() && !terms.postcopy {
+            report
+                .warnings
+                .push("the destination's release does not know post-copy: moved without".to_owned());
+        }
         if offer.channels.is_some_and(|wanted| wanted != channels) {
             report.warnings.push(format!("the destination takes {channels} connections"));
         }
@@ -230,7 +204,8 @@ impl Carrier for Link {
             let names = encoding_names(refused).join(", ");
             report.warnings.push(format!("the destination's release does not know {names}: sent without"));
         }
-        self.open(ram, &terms, further)?;
+        self.open(ram, &terms, further.channels)?;
+        self.urgent = further.urgent;
         Ok(terms)
     }
 

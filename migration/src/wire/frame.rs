@@ -23,6 +23,9 @@ pub(crate) const FLAG_RUNNING: u8 = 1;
 /// Flag of a probe: the destination says what has come.
 pub(crate) const FLAG_ANSWER: u8 = 1;
 
+/// Flag of missing pages: the last of them.
+pub(crate) const FLAG_LAST: u8 = 1;
+
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -43,6 +46,10 @@ pub(crate) enum FrameType {
     Echo = 14,
     Sync = 15,
     Settled = 16,
+    Missing = 17,
+    PageIn = 18,
+    Request = 19,
+    HaveAll = 20,
 }
 
 /// One row of the table.
@@ -80,6 +87,10 @@ pub(crate) const FRAMES: &[FrameInfo] = &[
     row(FrameType::Echo, "echo", 4096, 0),
     row(FrameType::Sync, "sync", 4096, 0),
     row(FrameType::Settled, "settled", 4096, 0),
+    row(FrameType::Missing, "missing", 1 << 20, FLAG_LAST),
+    row(FrameType::PageIn, "page-in", PAGES_MAX_BYTES + 16, 0),
+    row(FrameType::Request, "request", 4096, 0),
+    row(FrameType::HaveAll, "have-all", 4096, 0),
 ];
 
 impl FrameType {
@@ -192,7 +203,7 @@ mod tests {
             let line = line.unwrap_or_else(|| panic!("no line for {name}"));
             assert_eq!(line.contains("none"), *flags == 0, "{line}");
         }
-        assert_eq!(document.lines().filter(|l| l.contains("| both |")).count(), 2);
+        assert_eq!(document.lines().filter(|l| l.contains("| both |")).count(), 3);
     }
 
     fn sealed(epoch: u32, sequence: u32, payload: &[u8]) -> Vec<u8> {

@@ -47,14 +47,20 @@ pub(crate) fn introduce_again(
     hear_answer(wire, session, purpose, 0)
 }
 
-/// The source introduces a further connection of its migration; [`joined`] hears the answer.
+/// The source introduces a further connection of its migration; [`joined`] hears the answer. Index 0 is the one for
+/// urgent pages.
 pub(crate) fn join(wire: &mut Wire, session: SessionId, index: u32) -> Result<(), MigrationError> {
-    send_hello(wire, session, Purpose::Channel, index, None)
+    send_hello(wire, session, further(index), index, None)
 }
 
 /// The destination has taken that connection.
 pub(crate) fn joined(wire: &mut Wire, session: SessionId, index: u32) -> Result<(), MigrationError> {
-    hear_answer(wire, session, Purpose::Channel, index).map(drop)
+    hear_answer(wire, session, further(index), index).map(drop)
+}
+
+/// What a further connection is for.
+fn further(index: u32) -> Purpose {
+    if index == 0 { Purpose::Urgent } else { Purpose::Channel }
 }
 
 fn hear_answer(
@@ -87,7 +93,8 @@ pub(crate) fn greet(wire: &mut Wire, register: &Register) -> Result<Peer, Migrat
     wire.receive_magic()?;
     let peer: Hello = wire.expect(FrameType::Hello, STATE)?;
     let purpose = Purpose::from_role(peer.role).unwrap_or(Purpose::Migration);
-    let answer = (purpose == Purpose::Inquiry).then(|| register.answer(&hex(&peer.session)));
+    let asks = matches!(purpose, Purpose::Inquiry | Purpose::Recover);
+    let answer = asks.then(|| register.answer(&hex(&peer.session)));
     send_hello(wire, peer.session, purpose, peer.index, answer)?;
     checked(peer)
 }

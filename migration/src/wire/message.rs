@@ -27,12 +27,17 @@ pub(crate) enum Purpose {
     Channel = 3,
     /// A source in doubt: what became of the migration with this session?
     Inquiry = 4,
+    /// Post-copy: pages that somebody waits for, and the questions for them.
+    Urgent = 5,
+    /// Post-copy: the first connection of a migration whose connections have broken after COMMIT.
+    Recover = 6,
 }
 
 impl Purpose {
     pub(crate) fn from_role(role: u8) -> Option<Self> {
-        let all = [Self::Migration, Self::Check, Self::Channel, Self::Inquiry];
-        all.into_iter().find(|purpose| *purpose as u8 == role)
+        let migration = [Self::Migration, Self::Channel, Self::Urgent, Self::Recover];
+        let questions = [Self::Check, Self::Inquiry];
+        migration.into_iter().chain(questions).find(|purpose| *purpose as u8 == role)
     }
 }
 
@@ -75,6 +80,8 @@ record! {
         [7 optional] proofs: Option<u64>,
         /// Connections that memory could take, this one included; none: this one.
         [8 optional] channels: Option<u32>,
+        /// The guest may be handed over while part of its memory is still at the source (post-copy).
+        [9 optional] postcopy: Option<bool>,
     }
 }
 
@@ -91,6 +98,8 @@ record! {
         [4 optional] sections: Vec<ChosenVersion>,
         /// Connections that memory takes, this one included; none: this one.
         [5 optional] channels: Option<u32>,
+        /// Post-copy is possible, and one more connection is opened for it.
+        [6 optional] postcopy: Option<bool>,
     }
 }
 
@@ -155,6 +164,16 @@ record! {
     pub struct Sync {
         /// Page records on this connection in this round.
         [1] pages: u64,
+    }
+}
+
+record! {
+    /// Destination, in post-copy: all pages are here, and memory is as the source has said.
+    pub struct HaveAll {
+        /// Pages that came because somebody waited for them.
+        [1] pages_by_request: u64,
+        /// Pages that came more than once.
+        [2] pages_twice: u64,
     }
 }
 

@@ -1,0 +1,30 @@
+//! Post-copy in the report.
+
+use serde::Serialize;
+
+/// What became of the pages that were still at the source when the guest went on at the destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PostcopyReport {
+    /// Source: why it began when it began.
+    pub reason: Option<String>,
+    /// When the guest was stopped for it, since the start.
+    pub switched_at_us: u64,
+    /// Pages that were missing at the destination then.
+    pub pages_missing: u64,
+    /// Of them, those that are missing still; at the source, those that were not sent yet.
+    pub pages_left: u64,
+    /// Questions for a page that somebody waits for.
+    pub requests: u64,
+    /// Pages that came because of that.
+    pub pages_by_request: u64,
+    /// Pages that came before anybody asked.
+    pub pages_by_push: u64,
+    /// Destination: pages that came more than once; the first one counted.
+    pub pages_duplicate: u64,
+    /// How often the connections have broken, or a person has paused it.
+    pub pauses: u64,
+    /// How long each of these took until pages moved again.
+    pub healing_us: Vec<u64>,
+    /// Why it is paused now.
+    pub paused_by: Option<String>,
+}
