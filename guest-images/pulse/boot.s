@@ -35,6 +35,9 @@
 .set SERVICE_SET_DEBUG, 7
 .set SERVICE_GET_DEBUG, 8
 .set SERVICE_COPY, 9
+.set SERVICE_AVX, 10
+.set CR4_OSXSAVE, 0x40000
+.set X87_SSE_AVX, 7
 .set MSR_TSC_DEADLINE, 0x6e0
 .set MSR_EFER, 0xc0000080
 
@@ -136,14 +139,19 @@ ap_protected:
 .code64
 // Ring 3 asks ring 0 by an invalid opcode at one known place, the number of the service in r8d:
 // on kvm_pvm, `syscall` stays in ring 3 and `int N` is refused, but exceptions arrive.
-.globl call_ring0, invalid_opcode, timer_interrupt, ignore_interrupt
+.globl call_ring0, invalid_opcode, general_protection, timer_interrupt, ignore_interrupt
 call_ring0:
     ud2
     ret
 
 invalid_opcode:
     cmpq $call_ring0, (%rsp)
+    je 1f
+    cmpq $avx_xsetbv, (%rsp)
     jne exception_stubs + 6 * 16
+    movq $avx_refused, (%rsp)
+    iretq
+1:
     addq $2, (%rsp)
     cmpl $SERVICE_SLEEP, %r8d
     je service_sleep
@@ -161,6 +169,8 @@ invalid_opcode:
     je service_set_debug
     cmpl $SERVICE_GET_DEBUG, %r8d
     je service_get_debug
+    cmpl $SERVICE_AVX, %r8d
+    je service_avx
     cmpl $SERVICE_COPY, %r8d
     jne service_stop
     rep movsb                       // rdi, rsi, rcx: in ring 0, and so interpreted on some hosts
@@ -203,6 +213,33 @@ service_get_debug:
 
 service_cpuid:
     cpuid
+    iretq
+
+// Switches AVX on: eax = 1, or 0 if this vCPU refuses it, whatever CPUID says. Changes rcx and rdx.
+service_avx:
+    movq %cr4, %rax
+    orl $CR4_OSXSAVE, %eax
+avx_set_cr4:
+    movq %rax, %cr4
+    xorl %ecx, %ecx
+    xorl %edx, %edx
+    movl $X87_SSE_AVX, %eax
+avx_xsetbv:
+    xsetbv
+    movl $1, %eax
+    iretq
+avx_refused:
+    xorl %eax, %eax
+    iretq
+
+// #GP; the two above are expected where XSAVE is hidden, and XSETBV refuses what it isn't given.
+general_protection:
+    cmpq $avx_set_cr4, 8(%rsp)
+    je 1f
+    cmpq $avx_xsetbv, 8(%rsp)
+    jne exception_stubs + 13 * 16
+1:  addq $8, %rsp
+    movq $avx_refused, (%rsp)
     iretq
 
 // Arms the timer and halts. ecx = 0: one-shot, eax = count; else edx:eax = TSC deadline.

@@ -9,6 +9,7 @@ pub(crate) const TIMER_VECTOR: u8 = 0x40;
 pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
 
 const INVALID_OPCODE: u8 = 6;
+const GENERAL_PROTECTION: u8 = 13;
 
 /// Services of ring 0, as `boot.s` numbers them.
 const SLEEP: u32 = 1;
@@ -20,6 +21,14 @@ const HALT: u32 = 6;
 const SET_DEBUG: u32 = 7;
 const GET_DEBUG: u32 = 8;
 const COPY: u32 = 9;
+const AVX: u32 = 10;
+
+/// CPUID leaf 1, ECX (Intel SDM volume 1, 14.3).
+const CPUID_XSAVE_AND_AVX: u32 = 1 << 26 | 1 << 28;
+/// XCR0, and CPUID leaf 0xd, EAX (Intel SDM volume 1, 13.2 and 13.3).
+const X87_SSE_AVX: u64 = 7;
+/// Of an XSAVE area with these three: FXSAVE's, the header, the upper halves.
+const X87_SSE_AVX_BYTES: u32 = 512 + 64 + 256;
 
 const KERNEL_CODE: u64 = 0x18;
 
@@ -29,6 +38,7 @@ unsafe extern "C" {
     fn timer_interrupt();
     fn ignore_interrupt();
     fn invalid_opcode();
+    fn general_protection();
 }
 
 /// Fills the IDT that `boot.s` has already loaded. Before this, any exception is a triple fault.
@@ -37,6 +47,7 @@ pub(crate) fn fill_idt() {
         set_gate(exception, exception_stubs as *const () as u64 + 16 * u64::from(exception));
     }
     set_gate(INVALID_OPCODE, invalid_opcode as *const () as u64);
+    set_gate(GENERAL_PROTECTION, general_protection as *const () as u64);
     set_gate(TIMER_VECTOR, timer_interrupt as *const () as u64);
     set_gate(SPURIOUS_VECTOR, ignore_interrupt as *const () as u64);
 }
@@ -158,6 +169,47 @@ pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
             in("r8d") CPUID, inout("eax") leaf => eax, inout("ecx") 0 => ecx, out("edx") edx);
     }
     [eax, ebx as u32, ecx, edx]
+}
+
+/// Whether a vCPU has AVX, and lets it be switched on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Avx {
+    On,
+    /// CPUID has none.
+    Absent,
+    /// CPUID has it, but CR4 or XSETBV raises an exception, or XCR0 is another one after it: so where CPUID
+    /// shows more than the VMM has set, or an interpreter of ring 0 does not know XSETBV.
+    Refused,
+}
+
+/// Switches AVX on for this vCPU, by CR4.OSXSAVE and XCR0, if it can.
+pub(crate) fn switch_on_avx() -> Avx {
+    let offered = cpuid(1)[2] & CPUID_XSAVE_AND_AVX == CPUID_XSAVE_AND_AVX;
+    if !offered || u64::from(cpuid(0xd)[0]) & X87_SSE_AVX != X87_SSE_AVX {
+        return Avx::Absent;
+    }
+    let taken: u32;
+    // SAFETY: the service changes eax, ecx, edx, CR4 and XCR0 only.
+    unsafe { asm!("call call_ring0", in("r8d") AVX, out("eax") taken, out("ecx") _, out("edx") _) };
+    if taken == 1 && is_avx_on() && xcr0_of_ring_3() & X87_SSE_AVX == X87_SSE_AVX {
+        Avx::On
+    } else {
+        Avx::Refused
+    }
+}
+
+/// XCR0 as the machine has it, by what CPUID makes of it: XGETBV in ring 0 is not known to `kvm_pvm`, and in ring 3
+/// it reads the host's there.
+pub(crate) fn is_avx_on() -> bool {
+    cpuid(0xd)[1] == X87_SSE_AVX_BYTES
+}
+
+/// Only where CR4.OSXSAVE is set.
+fn xcr0_of_ring_3() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, nomem)) };
+    u64::from(high) << 32 | u64::from(low)
 }
 
 /// Arms the TSC deadline and halts until an interrupt.

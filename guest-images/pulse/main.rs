@@ -40,6 +40,8 @@ struct Plan {
     pages_per_cpu: u64,
     tsc_khz: u64,
     timer: apic::Timer,
+    /// Of vCPU 0, if it is tortured.
+    avx: cpu::Avx,
     start_tsc: u64,
     filled: AtomicU32,
     finished: AtomicU32,
@@ -110,6 +112,7 @@ fn run_first(start_info: u64) -> ! {
                 .number("start_min", table_end.next_multiple_of(4096)),
         );
     }
+    let torture = options.torture;
     let mut plan = Plan {
         options,
         span,
@@ -117,6 +120,7 @@ fn run_first(start_info: u64) -> ! {
         pages_per_cpu,
         tsc_khz,
         timer,
+        avx: if torture { cpu::switch_on_avx() } else { cpu::Avx::Absent },
         start_tsc,
         filled: AtomicU32::new(0),
         finished: AtomicU32::new(0),
@@ -149,7 +153,7 @@ fn banner(plan: &Plan) {
         .number("interval_ms", options.interval_ms)
         .number("tsc_khz", plan.tsc_khz);
     if options.torture {
-        line = line.text("torture", "on").text("left_out", torture::left_out());
+        line = line.text("torture", "on").text("avx", torture::avx_word(plan.avx));
     }
     serial::print(line.finish(), &mut Watch::new());
 }

@@ -63,12 +63,21 @@ fn fnv(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |sum: u32, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
+/// What pulse must say of AVX: nothing hides it here, so a guest has it where its host has it.
+fn avx_word() -> &'static str {
+    if std::arch::is_x86_feature_detected!("avx") { " avx=on" } else { " avx=absent" }
+}
+
 fn a_thousand_moves(cpus: u8) {
     let Some(mut bench) = Bench::new(cpus) else { return };
     let began = Instant::now();
     let mut vm = bench.boot(&format!("torture=on cpus={cpus}"));
     let mut moving = Duration::ZERO;
     let mut turns = Turns::new(cpus);
+    let avx = avx_word();
+    bench.wait_until("a turn of each vCPU", |heard| turns.read(heard) >= 1);
+    let banner = bench.heard().lines().next().unwrap();
+    assert!(banner.contains(avx), "expected{avx} on this host, and the guest said: {banner}");
     let mut at_least = 2;
     for cycle in 0..CYCLES {
         bench.wait_until("a turn of each vCPU", |heard| turns.read(heard) >= at_least);
@@ -88,7 +97,7 @@ fn a_thousand_moves(cpus: u8) {
     let fewest = turns.read(bench.heard());
     assert!(fewest as u64 >= CYCLES, "{fewest} turns: the guest hardly ran");
     println!(
-        "{CYCLES} moves of {cpus} vCPUs in {:.1} s, {} us each; {} turns at least; largest gap of the TSC {} us, of \
+        "{CYCLES} moves of {cpus} vCPUs,{avx}, in {:.1} s, {} us each; {} turns at least; largest gap of the TSC {} us, of \
          kvmclock {} us; stops told {}",
         began.elapsed().as_secs_f64(),
         moving.as_micros() / u128::from(CYCLES),

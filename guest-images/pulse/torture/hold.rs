@@ -1,5 +1,5 @@
-//! Registers of ring 3, held for a while with a value of our choice in each: general ones, flags, x87, SSE,
-//! and the bases of FS and GS.
+//! Registers of ring 3, held for a while with a value of our choice in each: general ones, flags, x87, SSE, AVX
+//! where there is any, and the bases of FS and GS.
 
 #![allow(unsafe_code, reason = "one assembly routine loads and stores every register there is")]
 
@@ -24,6 +24,8 @@ const NAMES: [&str; 16] = [
     "r15",
 ];
 const RCX: usize = 2;
+/// Parts of a YMM register by their lowest bit.
+const YMM_NAMES: [&str; 4] = ["ymm_0", "ymm_64", "ymm_128", "ymm_192"];
 /// CF, PF, AF, ZF, SF, DF, OF, ID: what ring 3 may set without a trap following. Not AC: `kvm_pvm` runs ring 3
 /// with the host's CR0.AM.
 const FLAGS: u64 = 0x20_0cd5;
@@ -68,6 +70,10 @@ struct Hold {
     fs_after: u64,
     /// FS points here.
     fs_mark: u64,
+    /// Not zero: the YMM registers, too.
+    avx: u64,
+    ymm: [[u64; 4]; 16],
+    ymm_after: [[u64; 4]; 16],
 }
 
 const NO_AREA: Area = Area {
@@ -92,6 +98,9 @@ const EMPTY: Hold = Hold {
     stack: 0,
     fs_after: 0,
     fs_mark: 0,
+    avx: 0,
+    ymm: [[0; 4]; 16],
+    ymm_after: [[0; 4]; 16],
 };
 
 static mut HOLDS: [Hold; crate::options::MAX_CPUS as usize] = [EMPTY; crate::options::MAX_CPUS as usize];
@@ -103,12 +112,14 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    /// Points GS and FS of this vCPU to its own place.
-    pub(crate) fn new(cpu: u32) -> Self {
+    /// Points GS and FS of this vCPU to its own place. `avx` if it is switched on.
+    pub(crate) fn new(cpu: u32, avx: bool) -> Self {
         // SAFETY: each vCPU takes the place of its own number, once.
         let hold = unsafe { &raw mut HOLDS[cpu as usize] };
         // SAFETY: as above.
         unsafe { (*hold).fs_mark = 0x5eed_0000 + u64::from(cpu) };
+        // SAFETY: as above.
+        unsafe { (*hold).avx = u64::from(avx) };
         let kernel_gs = 0x0000_1234_5678_9000 + u64::from(cpu);
         cpu::wrmsr(MSR_GS_BASE, hold as u64);
         // SAFETY: only the address is taken.
@@ -128,8 +139,12 @@ impl Registers {
         compare(unsafe { &*self.hold })
     }
 
-    /// The bases as ring 0 reads them.
-    pub(crate) fn check_bases(&self) -> Result<(), Wrong> {
+    /// The bases, and what is on, as ring 0 reads them.
+    pub(crate) fn check_system(&self) -> Result<(), Wrong> {
+        // SAFETY: this vCPU's own place.
+        if unsafe { (*self.hold).avx } != 0 {
+            differ("xcr0", 1, u64::from(cpu::is_avx_on()))?;
+        }
         differ("gs_base", self.hold as u64, cpu::rdmsr(MSR_GS_BASE))?;
         // SAFETY: only the address is taken.
         let mark = unsafe { &raw const (*self.hold).fs_mark } as u64;
@@ -147,8 +162,9 @@ fn fill(hold: &mut Hold, turns: u64, random: &mut Random) {
     for value in hold.area.x87.iter_mut() {
         *value = [random.next(), u64::from(sixteen(random))];
     }
-    for value in hold.area.sse.iter_mut() {
-        *value = [random.next(), random.next()];
+    for (low, whole) in hold.area.sse.iter_mut().zip(&mut hold.ymm) {
+        *low = [random.next(), random.next()];
+        *whole = [low[0], low[1], random.next(), random.next()];
     }
     for value in hold.regs.iter_mut() {
         *value = random.next();
@@ -175,6 +191,14 @@ fn compare(hold: &Hold) -> Result<(), Wrong> {
     for (before, after) in before.sse.iter().zip(&after.sse) {
         differ("xmm_low", before[0], after[0])?;
         differ("xmm_high", before[1], after[1])?;
+    }
+    if hold.avx == 0 {
+        return Ok(());
+    }
+    for (before, after) in hold.ymm.iter().zip(&hold.ymm_after) {
+        for (name, (before, after)) in YMM_NAMES.iter().zip(before.iter().zip(after)) {
+            differ(name, *before, *after)?;
+        }
     }
     Ok(())
 }

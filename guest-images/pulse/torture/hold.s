@@ -1,6 +1,12 @@
 // torture_hold: loads every register that ring 3 has from the vCPU's `Hold`, keeps them for a while, and
 // stores them beside. GS points to the `Hold`, so no register is needed for its address. In between is one
 // loop that changes RCX only, and no flag. Offsets: `Hold` in hold.rs.
+//
+// With AVX, all 256 bits of each YMM register come behind FXRSTOR, which has set the lower halves to the same.
+
+.set AVX, 1320
+.set YMM, 1328
+.set YMM_AFTER, 1840
 
 .section .text.torture, "ax"
 .code64
@@ -14,6 +20,12 @@ torture_hold:
     pushq %r15
     movq %rsp, %gs:1296
     fxrstor64 %gs:0
+    cmpq $0, %gs:AVX
+    je 1f
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vmovups %gs:(YMM + 32 * \n), %ymm\n
+    .endr
+1:
     pushq %gs:1280
     popfq
     movq %gs:1024, %rax
@@ -57,6 +69,13 @@ torture_hold:
     cld
     fxsave64 %gs:512
     fninit
+    cmpq $0, %gs:AVX
+    je 1f
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vmovups %ymm\n, %gs:(YMM_AFTER + 32 * \n)
+    .endr
+    vzeroupper
+1:
     movq %fs:0, %rax                // what FS points to says whose it is
     movq %rax, %gs:1304
     movl $0x1f80, %eax
