@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use tern_schema::record;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::pager::Pager;
 use crate::vm::{GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, VmError, VmFacts};
 
 pub use log::LogMode;
@@ -48,6 +49,7 @@ pub enum Call {
     Resume,
     ReleaseDisks,
     Check,
+    PageIn,
     Load,
     TakeDisks,
     Start,
@@ -66,7 +68,7 @@ pub const SOURCE_CALLS: [Call; 9] = [
     Call::Resume,
 ];
 
-/// Calls of the destination's trait.
+/// Calls of the destination's trait that every migration makes.
 pub const DESTINATION_CALLS: [Call; 4] = [Call::Check, Call::Load, Call::TakeDisks, Call::Start];
 
 /// How many machines run the same guest: never more than one.
@@ -118,6 +120,8 @@ pub struct Options {
     pub disk_is_stuck: bool,
     /// The call that fails, and the how manieth of its kind, from 0.
     pub fail: Option<(Call, u32)>,
+    /// Why its memory can't come when it is touched; none: it can, if the host lets it.
+    pub page_in_refused: Option<&'static str>,
     /// Asked at each call before anything else.
     pub hook: Option<Hook>,
     /// Shared by the machines that a guest moves between.
@@ -144,6 +148,7 @@ impl Default for Options {
             touched_every: 3,
             disk_is_stuck: false,
             fail: None,
+            page_in_refused: None,
             hook: None,
             fleet: Arc::default(),
         }
@@ -159,6 +164,7 @@ pub struct FakeVm {
     given_up: bool,
     paused: bool,
     writer: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    pager: Option<Pager>,
 }
 
 #[derive(Debug)]
@@ -226,7 +232,7 @@ impl FakeVm {
             writes: AtomicU64::new(0),
         };
         let (shared, calls) = (Arc::new(shared), Mutex::default());
-        Ok(Self { shared, options, calls, given_up: false, paused: true, writer: None })
+        Ok(Self { shared, options, calls, given_up: false, paused: true, writer: None, pager: None })
     }
 
     /// A machine whose guest has written [`Options::touched_every`] page and runs.

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use tern_schema::{StateSet, record};
@@ -13,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::AtomicBitmap;
 
 use crate::dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
+use crate::pager::{OnEnd, PageProvider, Placer};
 
 /// Guest memory. Region number n is memory slot n. Its bitmap records what the VMM and its devices write,
 /// which KVM's dirty log doesn't see.
@@ -252,9 +254,16 @@ pub trait DestinationVm: Send {
     ///
     /// # Errors
     /// Why not, and what helps.
-    fn can_page_in(&self) -> Result<(), VmError> {
-        Err(VmError::plain("this machine needs all of its memory before it runs"))
-    }
+    fn can_page_in(&self) -> Result<(), VmError>;
+    /// Drops what the pages of `missing` hold, and has `provider` bring those that somebody touches. Called before
+    /// `load`, which may touch such pages itself. The machine keeps the pager and must not run without it; the engine
+    /// places what comes. `on_end` is told when all is there.
+    fn page_in(
+        &mut self,
+        missing: &DirtyBitmap,
+        provider: Arc<dyn PageProvider>,
+        on_end: OnEnd,
+    ) -> Result<Placer, VmError>;
     /// Parses all, validates all, then applies.
     fn load(&mut self, state: StateSet) -> Result<(), VmError>;
     /// Takes the locks of all disks, all or none. Called after COMMIT, or for a guest from a

@@ -14,8 +14,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
 
 use tern_devices::GuestRam;
-use tern_migration::PAGE_BYTES;
 use tern_migration::pager::Pager;
+use tern_migration::{DirtyBitmap, PAGE_BYTES};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
@@ -105,6 +105,9 @@ pub enum MemoryError {
     },
 }
 
+/// To drop so many pages costs less than to look whether there are any.
+const LOOK_PAGES: u64 = 512;
+
 const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES as usize).unwrap();
 
 /// What guest memory is when nobody has written it yet.
@@ -190,6 +193,7 @@ pub struct Behind {
     is_file: bool,
     /// The file in memory that it is, and where each region is in it.
     shared: Option<(File, Vec<u64>)>,
+    huge_pages: bool,
     pager: OnceLock<Pager>,
     reclaimer: Arc<Reclaimer>,
 }
@@ -213,6 +217,7 @@ impl Behind {
         Self {
             is_file: matches!(backing, Backing::File { .. }),
             shared,
+            huge_pages: matches!(backing, Backing::Shared { huge: true, .. }),
             pager: OnceLock::new(),
             reclaimer: Arc::new(Reclaimer::of(backing)),
         }
@@ -222,6 +227,42 @@ impl Behind {
     pub fn set_pager(&self, pager: Pager) -> Result<(), Pager> {
         self.reclaimer.forbid();
         self.pager.set(pager)
+    }
+
+    /// Can a pager be put behind it? If not, why, and what helps.
+    pub fn can_page_in(&self) -> Result<(), &'static str> {
+        match self {
+            Self { huge_pages: true, .. } => Err(
+                "this machine's memory is of huge pages that were set aside (backing=hugetlbfs), which come as a whole \
+                 or not at all; use backing=anon or memfd there",
+            ),
+            Self { is_file: true, .. } => Err("this machine's memory is mapped from a file"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Those pages of a set of which this process, or the file in memory, may hold something.
+    pub fn held(
+        &self,
+        residency: &Residency,
+        ram: &GuestRam,
+        pages: &DirtyBitmap,
+    ) -> io::Result<Vec<(usize, Range<u64>)>> {
+        let (mut rest, mut held) = (pages.clone(), Vec::new());
+        for (region, slot) in slots(ram).iter().enumerate() {
+            let (mut runs, mut found) = (Vec::new(), Vec::new());
+            rest.take_runs(region, 0..pages.words(region).len(), &mut runs);
+            for run in runs {
+                // The page map of this process doesn't know what only the file has.
+                if self.shared.is_some() || run.end - run.start < LOOK_PAGES {
+                    found.push(run);
+                } else {
+                    residency.touched(slot.host_address, run, &mut found)?;
+                }
+            }
+            held.extend(found.into_iter().map(|run| (region, run)));
+        }
+        Ok(held)
     }
 
     /// Who gives the host what the guest gives back.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use tern_migration::pager::{self, OnEnd, PageProvider, Pager, Placer};
 use tern_migration::{
     Aspect, DestinationVm, DirtyBitmap, DirtyLogMode, GuestRam, MemoryRegion, SourceVm, VcpuDirty, VmError,
     VmFacts,
@@ -204,6 +205,32 @@ impl DestinationVm for Vm {
 
     fn ram(&self) -> &GuestRam {
         self.core.ram()
+    }
+
+    fn can_page_in(&self) -> Result<(), VmError> {
+        self.core.behind().can_page_in().map_err(VmError::plain)?;
+        pager::available().map_err(|error| VmError::plain(error.to_string()))
+    }
+
+    fn page_in(
+        &mut self,
+        missing: &DirtyBitmap,
+        provider: Arc<dyn PageProvider>,
+        on_end: OnEnd,
+    ) -> Result<Placer, VmError> {
+        let (ram, behind) = (self.core.ram(), self.core.behind());
+        behind.can_page_in().map_err(VmError::plain)?;
+        let held = behind.held(&self.residency, ram, missing);
+        let held = held.map_err(|error| VmError::new("the page map can't be read", error))?;
+        // From here on the guest gives nothing back: it would be asked for again.
+        behind.reclaimer().forbid();
+        let pager = Pager::serve(ram, missing, &held, provider, on_end)
+            .map_err(|error| VmError::new("memory on demand", error))?;
+        pager.name_vcpus(&self.core.vcpus().thread_ids());
+        let placer = pager.placer();
+        let set = behind.set_pager(pager);
+        set.map_err(|_| VmError::plain("this machine's memory has a pager already"))?;
+        Ok(placer)
     }
 
     fn load(&mut self, state: StateSet) -> Result<(), VmError> {

@@ -157,6 +157,7 @@ impl Opened {
                 let held = held.map_err(|error| VmError::new("the page map can't be read", error))?;
                 let pager = Pager::start(vm.core().ram(), &held, pages, on_end)
                     .map_err(|error| VmError::new("memory on demand", error))?;
+                pager.name_vcpus(&vm.core().vcpus().thread_ids());
                 let set = vm.core().behind().set_pager(pager);
                 set.map_err(|_| VmError::plain("this machine's memory has a pager already"))
             })),

@@ -1,6 +1,7 @@
 //! The two traits for the fake.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tern_schema::StateSet;
 
 use super::{Call, FakeV1, FakeVm};
 use crate::dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
+use crate::pager::{self, OnEnd, PageProvider, Pager, Placer};
 use crate::vm::{Aspect, DestinationVm, GuestRam, SourceVm, VmError, VmFacts};
 
 impl SourceVm for FakeVm {
@@ -134,6 +136,31 @@ impl DestinationVm for FakeVm {
 
     fn ram(&self) -> &GuestRam {
         &self.shared.ram
+    }
+
+    fn can_page_in(&self) -> Result<(), VmError> {
+        if let Some(reason) = self.options.page_in_refused {
+            return Err(VmError::plain(reason));
+        }
+        pager::available().map_err(|error| VmError::new("memory on demand", error))
+    }
+
+    fn page_in(
+        &mut self,
+        missing: &DirtyBitmap,
+        provider: Arc<dyn PageProvider>,
+        on_end: OnEnd,
+    ) -> Result<Placer, VmError> {
+        self.call(Call::PageIn)?;
+        let (mut all, mut held) = (missing.clone(), Vec::new());
+        for region in 0..missing.regions() {
+            let mut runs = Vec::new();
+            all.take_runs(region, 0..missing.words(region).len(), &mut runs);
+            held.extend(runs.into_iter().map(|run| (region, run)));
+        }
+        let pager = Pager::serve(&self.shared.ram, missing, &held, provider, on_end)
+            .map_err(|error| VmError::new("memory on demand", error))?;
+        Ok(self.pager.insert(pager).placer())
     }
 
     fn load(&mut self, mut state: StateSet) -> Result<(), VmError> {

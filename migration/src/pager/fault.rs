@@ -1,26 +1,26 @@
-//! The fault thread: brings each page that somebody waits for, one at a time.
+//! The fault thread: hears who waits for which page, and has it brought.
 
 #![allow(unsafe_code, reason = "poll(2) over two descriptors has no safe form in std")]
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use userfaultfd::EventBuffer;
 
-use super::PagerError;
-use super::shared::{Cause, Shared, buffer};
+use super::shared::{Found, Shared};
 use super::uffd::Wait;
+use super::{PagerError, Placer, Wanted};
 
 /// Waits that are read at once: more vCPUs and workers than most machines have.
 const WAITS_AT_ONCE: usize = 64;
 
 /// Serves until it is told to end. After a failure it goes on: who waits for other pages than the bad one may
 /// be the one who ends the process in order.
-pub(super) fn serve(shared: &Shared) {
-    let (mut events, mut buffer) = (EventBuffer::new(WAITS_AT_ONCE), buffer());
+pub(super) fn serve(placer: &Placer) {
+    let shared = &*placer.0;
+    let mut events = EventBuffer::new(WAITS_AT_ONCE);
     loop {
         match wait(shared) {
             Ok(true) => {}
@@ -33,26 +33,31 @@ pub(super) fn serve(shared: &Shared) {
             Err(error) => return shared.fail(error),
         };
         for one in waits {
-            match resolve(shared, one, &mut buffer) {
-                Ok(()) => shared.latency.add(heard.elapsed()),
-                Err(error) => shared.fail(error),
+            if let Err(error) = resolve(placer, one, heard) {
+                shared.fail(error);
             }
         }
     }
 }
 
-fn resolve(shared: &Shared, wait: Wait, buffer: &mut [u8]) -> Result<(), PagerError> {
+fn resolve(placer: &Placer, wait: Wait, heard: Instant) -> Result<(), PagerError> {
+    let shared = &*placer.0;
     let Some(place) = shared.place_of(wait.address) else { return Ok(()) };
     shared.faults.fetch_add(1, Ordering::Relaxed);
     let (region, page) = place;
-    if shared.placed.get(region, page) {
+    match shared.begin_wait(place, &wait, heard) {
+        Found::Asked => Ok(()),
         // It came between the wait and now.
-        return shared.wake_page(place);
+        Found::Placed => shared.answer(heard, shared.wake_page(place)),
+        Found::Zero => shared.answer(heard, shared.put_zero(place, wait.is_write)),
+        Found::Missing => {
+            let wanted = Wanted { region, page, is_write: wait.is_write };
+            shared.provider.wanted(wanted, placer).map_err(|source| match source.downcast() {
+                Ok(error) => *error,
+                Err(source) => PagerError::Page { region, page, source },
+            })
+        }
     }
-    let cause = Cause::Fault { is_write: wait.is_write };
-    shared.bring(region, page..page + 1, buffer, cause)?;
-    *shared.newest_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
-    Ok(())
 }
 
 /// True: somebody waits for a page. False: it is over.

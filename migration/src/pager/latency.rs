@@ -29,6 +29,15 @@ pub struct LatencyReport {
     pub max_us: u64,
 }
 
+/// How many took no longer than that, and longer than the class before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LatencyClass {
+    /// The longest of the class, in microseconds.
+    pub up_to_us: u64,
+    /// How many.
+    pub count: u64,
+}
+
 impl Latency {
     pub(super) fn new() -> Self {
         Self { classes: std::array::from_fn(|_| AtomicU64::new(0)), max_us: AtomicU64::new(0) }
@@ -40,6 +49,21 @@ impl Latency {
             class.fetch_add(1, Ordering::Relaxed);
         }
         self.max_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// The histogram: a class for each power of two that has any.
+    pub(super) fn classes(&self) -> Vec<LatencyClass> {
+        let mut all: Vec<LatencyClass> = Vec::new();
+        for (class, count) in self.classes.iter().enumerate() {
+            let count = count.load(Ordering::Relaxed);
+            let up_to_us = (most_of(class) + 1).next_power_of_two() - 1;
+            match all.last_mut() {
+                Some(last) if last.up_to_us == up_to_us => last.count += count,
+                _ if count > 0 => all.push(LatencyClass { up_to_us, count }),
+                _ => {}
+            }
+        }
+        all
     }
 
     pub(super) fn report(&self) -> LatencyReport {
@@ -105,6 +129,8 @@ mod tests {
         let LatencyReport { p50_us, p99_us, max_us } = latency.report();
         assert_eq!((p50_us, max_us), (5, 3_000_000));
         assert!((1000..1125).contains(&p99_us), "{p99_us}");
+        let classes: Vec<_> = latency.classes().iter().map(|class| (class.up_to_us, class.count)).collect();
+        assert_eq!(classes, [(7, 98), (1023, 1), ((1 << 22) - 1, 1)]);
         latency.add(Duration::MAX);
     }
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::dirty::DirtyBitmap;
+
 const WORD_PAGES: u64 = u64::BITS as u64;
 
 /// The placed pages of all regions.
@@ -33,6 +35,21 @@ impl Placed {
             regions: region_pages.iter().map(region).collect(),
             left: AtomicU64::new(region_pages.iter().sum()),
         }
+    }
+
+    /// All pages are placed but those of `missing`.
+    pub(super) fn set_all_but(&self, missing: &DirtyBitmap) {
+        for (region, found) in self.regions.iter().enumerate() {
+            let absent = missing.words(region).iter().copied().chain(std::iter::repeat(0));
+            for (word, absent) in found.words.iter().zip(absent) {
+                word.store(!absent, Ordering::Release);
+            }
+        }
+        let left = (0..self.regions.len()).map(|region| {
+            let groups = 0..missing.words(region).len();
+            missing.count_in(region, groups)
+        });
+        self.left.store(left.sum(), Ordering::Release);
     }
 
     /// Number of pages of a region; 0 for one that doesn't exist.
@@ -78,6 +95,19 @@ impl Placed {
         let start = self.find(region, pages.start..end, false)?;
         let end = self.find(region, start..end, true).unwrap_or(end);
         Some(start..end)
+    }
+
+    /// The first stretch of `pages` that begins and ends with a missing page and has fewer than `gap` pages in a row
+    /// that aren't missing.
+    pub(super) fn missing_hull(&self, region: usize, pages: Range<u64>, gap: u64) -> Option<Range<u64>> {
+        let mut hull = self.first_missing(region, pages.clone())?;
+        while let Some(next) = self.first_missing(region, hull.end..pages.end) {
+            if next.start - hull.end >= gap {
+                break;
+            }
+            hull.end = next.end;
+        }
+        Some(hull)
     }
 
     /// Appends the runs of pages within `pages` that are not placed.
@@ -144,6 +174,29 @@ mod tests {
             prop_assert_eq!(&found, &expected);
             prop_assert!((0..pages).all(|page| placed.get(1, page) == model.contains(&page)));
         }
+    }
+
+    #[test]
+    fn only_what_is_named_is_missing_and_far_apart_it_makes_two_hulls() {
+        let mut missing = DirtyBitmap::new([70, 2000]);
+        for (region, page) in [(0, 69), (1, 3), (1, 500), (1, 1011), (1, 1999)] {
+            missing.set(region, page);
+        }
+        let placed = Placed::new(&[70, 2000]);
+        placed.set_all_but(&missing);
+        assert_eq!(placed.left(), 5);
+        assert!((0..2000).all(|page| placed.get(1, page) != missing.get(1, page)));
+        let hulls = |region, end| {
+            let mut next = 0;
+            std::iter::from_fn(|| {
+                let hull = placed.missing_hull(region, next..end, 512)?;
+                next = hull.end;
+                Some(hull)
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(hulls(0, 70), [69..70]);
+        assert_eq!(hulls(1, 2000), [3..1012, 1999..2000], "510 pages between are not worth a gap, 987 are");
     }
 
     #[test]

@@ -2,19 +2,20 @@
 
 use std::sync::PoisonError;
 
+use super::fetch::{Fetching, buffer};
 use super::order::Order;
-use super::shared::{Cause, Shared, buffer};
+use super::{Cause, Placer};
 
 /// A run that may turn out to be zero as a whole: 1 GiB. Of content, a batch comes at once.
 const RUN_PAGES: u64 = 1 << 18;
 
-pub(super) fn bring(shared: &Shared) {
+pub(super) fn bring(placer: &Placer, fetching: &Fetching) {
     let (mut order, mut buffer) = (Order::default(), buffer());
-    while !shared.is_stopping() {
-        let fault = shared.newest_fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((region, pages)) = order.next(&shared.placed, fault, RUN_PAGES) else { return };
-        if let Err(error) = shared.bring(region, pages, &mut buffer, Cause::Prefetch) {
-            return shared.fail(error);
+    while !placer.0.is_stopping() {
+        let fault = fetching.newest_fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((region, pages)) = order.next(&placer.0.placed, fault, RUN_PAGES) else { return };
+        if let Err(error) = fetching.bring(placer, region, pages, &mut buffer, Cause::Ahead) {
+            return placer.0.fail(error);
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::vm::PAGE_BYTES;
 mod skip;
 use skip::skip;
 
+mod serve;
+
 const HIGH: GuestAddress = GuestAddress(1 << 32);
 
 /// One page of 16 is zero; region 1 has a long zero run behind its first 128 pages.
@@ -220,7 +222,7 @@ fn a_bad_page_is_told_and_its_waiter_never_sees_anything() {
         // Others are still served.
         assert_eq!(read(&ram, 0, 6), [word(0, 6); 2]);
         assert!(!seen.load(Ordering::SeqCst), "the waiter waits");
-        assert!(!pager.shared.placed.get(0, 5));
+        assert!(!pager.placer.0.placed.get(0, 5));
         // In a process this ends with the process; here, by giving the memory up.
         drop(pager);
     });

@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 
-use userfaultfd::{Error, Event, EventBuffer, ReadWrite, UffdBuilder};
+use userfaultfd::{Error, Event, EventBuffer, FeatureFlags, ReadWrite, UffdBuilder};
 
 use super::PagerError;
 use crate::vm::PAGE_BYTES;
@@ -24,6 +24,8 @@ pub(super) struct Uffd(userfaultfd::Uffd);
 pub(super) struct Wait {
     pub(super) address: u64,
     pub(super) is_write: bool,
+    /// Who: gettid(2).
+    pub(super) thread: u64,
 }
 
 /// A range of registered memory. Only [`super::shared`] makes one, from regions that stay mapped.
@@ -56,7 +58,8 @@ impl Span {
 impl Uffd {
     pub(super) fn open() -> Result<Self, PagerError> {
         let mut builder = UffdBuilder::new();
-        match builder.close_on_exec(true).non_blocking(true).user_mode_only(false).create() {
+        builder.close_on_exec(true).non_blocking(true).user_mode_only(false);
+        match builder.require_features(FeatureFlags::THREAD_ID).create() {
             Ok(uffd) => Ok(Self(uffd)),
             // The device is there and closed to this user; the system call may be open to it (the sysctl).
             Err(Error::OpenDevUserfaultfd(_)) => by_system_call().map(Self).map_err(unavailable),
@@ -66,11 +69,16 @@ impl Uffd {
 
     /// Drops what memory holds. KVM looks through a whole range of its memory for it, whatever that holds: 1 ms
     /// for 1 GiB with shadow page tables.
-    pub(super) fn drop_pages(&self, span: Span) -> Result<(), PagerError> {
+    /// `shared`: a mapping of a file in memory, which would keep what only the mapping forgets.
+    pub(super) fn drop_pages(&self, span: Span, shared: bool) -> Result<(), PagerError> {
+        let (advice, name) = match shared {
+            true => (libc::MADV_REMOVE, "MADV_REMOVE"),
+            false => (libc::MADV_DONTNEED, "MADV_DONTNEED"),
+        };
         // SAFETY: the span is guest memory, which nobody has a Rust reference to; what it held is dropped.
-        let dropped = unsafe { libc::madvise(span.start(), span.bytes(), libc::MADV_DONTNEED) };
+        let dropped = unsafe { libc::madvise(span.start(), span.bytes(), advice) };
         if dropped < 0 {
-            return Err(span.failed("MADV_DONTNEED")(io::Error::last_os_error()));
+            return Err(span.failed(name)(io::Error::last_os_error()));
         }
         Ok(())
     }
@@ -92,51 +100,55 @@ impl Uffd {
 
     /// Places content; `bytes` is as long as the span.
     pub(super) fn copy(&self, span: Span, bytes: &[u8]) -> Result<(), PagerError> {
-        let (mut rest, mut bytes) = (span, bytes.get(..span.bytes()).unwrap_or_default());
-        while !bytes.is_empty() {
+        self.step_through(span, |part| {
+            let from = (part.address - span.address) as usize;
+            let bytes = bytes.get(from..).and_then(|bytes| bytes.get(..part.bytes())).unwrap_or_default();
             // SAFETY: the kernel reads `bytes`, and writes only pages of the registered range that are
             // missing: nobody has seen them yet.
-            let done = unsafe { self.0.copy(bytes.as_ptr().cast(), rest.start(), bytes.len(), true) };
-            let pages = self.step(rest, done)?;
-            rest = Span { address: rest.address + pages * PAGE_BYTES, pages: rest.pages - pages };
-            bytes = bytes.get((pages * PAGE_BYTES) as usize..).unwrap_or_default();
-        }
-        Ok(())
+            unsafe { self.0.copy(bytes.as_ptr().cast(), part.start(), bytes.len(), true) }
+        })
     }
 
     /// Places zero pages without memory of their own.
     pub(super) fn zero(&self, span: Span) -> Result<(), PagerError> {
-        let mut rest = span;
-        let mut most = span.pages;
+        // SAFETY: as in `copy`.
+        self.step_through(span, |part| unsafe { self.0.zeropage(part.start(), part.bytes(), true) })
+    }
+
+    /// Does `place` until all pages of the span are dealt with: as many at once as it does, one by one where it
+    /// refuses.
+    fn step_through(
+        &self,
+        span: Span,
+        place: impl Fn(Span) -> Result<usize, Error>,
+    ) -> Result<(), PagerError> {
+        let (mut rest, mut most) = (span, span.pages);
         while rest.pages > 0 {
             let part = Span { pages: rest.pages.min(most), ..rest };
-            // SAFETY: as in `copy`.
-            let done = unsafe { self.0.zeropage(part.start(), part.bytes(), true) };
-            // The crate doesn't tell how far a call came: page by page, each is there or not.
-            if part.pages > 1 && matches!(done, Err(Error::ZeropageFailed(_))) {
+            let Some(pages) = self.step(part, place(part))? else {
                 most = 1;
                 continue;
-            }
-            let pages = self.step(part, done)?;
+            };
+            most = most.saturating_mul(2).min(span.pages);
             rest = Span { address: rest.address + pages * PAGE_BYTES, pages: rest.pages - pages };
         }
         Ok(())
     }
 
-    /// How many pages of `rest` are dealt with after one call.
-    fn step(&self, rest: Span, done: Result<usize, Error>) -> Result<u64, PagerError> {
-        let failed = |code| rest.failed("placing pages")(io::Error::from_raw_os_error(code));
+    /// How many pages of `part` are dealt with after one call. None: they differ, and must be asked for one by one.
+    fn step(&self, part: Span, done: Result<usize, Error>) -> Result<Option<u64>, PagerError> {
         match done.map_err(|error| (code_of(&error), error)) {
-            Ok(bytes) => Ok(rest.pages.min(bytes as u64 / PAGE_BYTES)),
+            Ok(bytes) => Ok(Some(part.pages.min(bytes as u64 / PAGE_BYTES))),
             // A negative count is an errno: nothing was copied.
-            Err((_, Error::PartiallyCopied(bytes))) if bytes <= rest.bytes() => Ok(bytes as u64 / PAGE_BYTES),
-            Err((_, Error::PartiallyCopied(_))) => Ok(0),
-            Err((libc::EAGAIN, _)) => Ok(0),
-            // Another thread was first.
-            Err((libc::EEXIST, _)) => self.wake(Span { pages: 1, ..rest }).map(|()| 1),
-            // Not registered any more: another thread found it zero, or complete.
-            Err((libc::ENOENT, _)) => Ok(rest.pages),
-            Err((code, _)) => Err(failed(code)),
+            Err((_, Error::PartiallyCopied(bytes))) if bytes <= part.bytes() => {
+                Ok(Some(bytes as u64 / PAGE_BYTES))
+            }
+            Err((_, Error::PartiallyCopied(_)) | (libc::EAGAIN, _)) => Ok(Some(0)),
+            // One of them was placed by another thread, or is not registered any more: it was found zero.
+            Err((libc::EEXIST | libc::ENOENT, _)) if part.pages > 1 => Ok(None),
+            Err((libc::EEXIST, _)) => self.wake(part).map(|()| Some(1)),
+            Err((libc::ENOENT, _)) => Ok(Some(1)),
+            Err((code, _)) => Err(part.failed("placing pages")(io::Error::from_raw_os_error(code))),
         }
     }
 
@@ -145,8 +157,9 @@ impl Uffd {
         let failed = |error| PagerError::Host { what: "userfaultfd can't be read", source: io_error(error) };
         let mut waits = Vec::new();
         for event in self.0.read_events(buffer).map_err(failed)? {
-            if let Event::Pagefault { rw, addr, .. } = event.map_err(failed)? {
-                waits.push(Wait { address: addr.addr() as u64, is_write: rw == ReadWrite::Write });
+            if let Event::Pagefault { rw, addr, thread_id, .. } = event.map_err(failed)? {
+                let thread = u64::try_from(thread_id.as_raw()).unwrap_or(0);
+                waits.push(Wait { address: addr.addr() as u64, is_write: rw == ReadWrite::Write, thread });
             }
         }
         Ok(waits)
@@ -170,7 +183,7 @@ fn by_system_call() -> io::Result<userfaultfd::Uffd> {
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel has just made it for us.
     let uffd = unsafe { userfaultfd::Uffd::from_raw_fd(fd) };
-    let mut question = ApiQuestion { api: API, features: 0, ioctls: 0 };
+    let mut question = ApiQuestion { api: API, features: FeatureFlags::THREAD_ID.bits(), ioctls: 0 };
     // SAFETY: `question` has the layout of `struct uffdio_api`, and is ours through the call.
     let answer = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut question) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(uffd) }
