@@ -17,11 +17,14 @@ use serde_json::{Map, Value};
 
 use crate::channel::Uri;
 use crate::dirty::DirtyLogMode;
+use crate::policy::postcopy::PostcopyMode;
 
+use self::capability::POSTCOPY_RAM;
 pub use self::capability::{CAPABILITIES, Capabilities, Capability};
 pub use self::error::ConfigError;
 pub use self::live::LiveParameters;
 pub use self::parameter::{Kind, Parameter, Scope, Setting};
+use self::table::POSTCOPY_MANUAL;
 pub use self::table::{ON_TIMEOUT_STOP, PARAMETERS, POSTCOPY_OFF, tables_markdown};
 
 /// The parameters of one migration. A copy is cheap: it allocates nothing.
@@ -67,6 +70,10 @@ pub struct Parameters {
     pub tls_allow: Option<Arc<str>>,
     /// When the guest goes on at the destination while part of its memory is still here; see [`Self::may_postcopy`].
     pub postcopy: &'static str,
+    /// Post-copy: most bytes a second of pages that nobody waits for; 0: no limit.
+    pub max_postcopy_bandwidth_bytes_per_s: u64,
+    /// Post-copy: how long the source keeps its memory after the destination has all of it.
+    pub postcopy_hold_ms: u64,
     /// Plain connections over a network are allowed.
     pub insecure: bool,
     /// What is switched on.
@@ -96,6 +103,8 @@ impl Default for Parameters {
             tls_hostname: None,
             tls_allow: None,
             postcopy: "",
+            max_postcopy_bandwidth_bytes_per_s: 0,
+            postcopy_hold_ms: 0,
             insecure: false,
             capabilities: Capabilities::default(),
         };
@@ -115,6 +124,11 @@ impl Parameters {
         self.postcopy != POSTCOPY_OFF
     }
 
+    /// When post-copy begins; none: never.
+    pub fn postcopy_mode(&self) -> Option<PostcopyMode> {
+        PostcopyMode::named(self.postcopy)
+    }
+
     /// Sets one parameter.
     pub fn set(&mut self, name: &str, value: Setting) -> Result<(), ConfigError> {
         let row = Parameter::named(name)?;
@@ -129,13 +143,33 @@ impl Parameters {
         let mut merged = self.clone();
         for (name, value) in changes {
             if name == "capabilities" {
-                merged.capabilities = merged.capabilities.merged(value)?;
+                let (value, postcopy) = capability::without_postcopy(value);
+                merged.capabilities = merged.capabilities.merged(&value)?;
+                postcopy.inspect(|on| merged.allow_postcopy(*on));
                 continue;
             }
             let row = Parameter::named(name)?;
             row.put(&mut merged, row.read(value)?);
         }
         Ok(merged)
+    }
+
+    /// QMP's capability `postcopy-ram`: post-copy begins when it is asked to.
+    fn allow_postcopy(&mut self, on: bool) {
+        match (on, self.may_postcopy()) {
+            (true, false) => self.postcopy = POSTCOPY_MANUAL,
+            (false, true) => self.postcopy = POSTCOPY_OFF,
+            _ => {}
+        }
+    }
+
+    /// The answer to `query-migrate-capabilities`: the table, and QMP's name for what is a parameter here.
+    pub fn capabilities_json(&self) -> Value {
+        let mut all = self.capabilities.to_json();
+        if let Some(list) = all.as_array_mut() {
+            list.push(serde_json::json!({"capability": POSTCOPY_RAM, "state": self.may_postcopy()}));
+        }
+        all
     }
 
     /// As [`Self::merged`], for a destination: it has capabilities and what is each side's own; the other
@@ -154,6 +188,9 @@ impl Parameters {
     pub fn check_for(&self, uri: &Uri) -> Result<(), ConfigError> {
         let to_file = matches!(uri, Uri::File { .. });
         let uri = || uri.to_string();
+        if to_file && self.may_postcopy() {
+            return Err(ConfigError::PostcopyToFile { uri: uri() });
+        }
         for row in PARAMETERS.iter().filter(|row| row.get(self) != row.default()) {
             let name = row.name;
             match row.scope {

@@ -50,6 +50,8 @@ pub struct Control {
     report: Mutex<Arc<Report>>,
     /// The manager has said that the guest may be stopped.
     may_switch: AtomicBool,
+    /// Somebody wants post-copy to begin.
+    postcopy: AtomicBool,
     /// Held while a status is told, so that none comes in front of one that was there before it.
     telling: Mutex<()>,
 }
@@ -65,6 +67,7 @@ impl Control {
             started_us: AtomicU64::new(0),
             report: Mutex::new(Arc::new(Report::new(side))),
             may_switch: AtomicBool::new(false),
+            postcopy: AtomicBool::new(false),
             telling: Mutex::new(()),
         }))
     }
@@ -91,6 +94,16 @@ impl Control {
             self.may_switch.store(true, Ordering::SeqCst);
         }
         waits
+    }
+
+    /// Asks for post-copy to begin (`migrate-start-postcopy`): at once if memory moves, else as soon as it does. Whoever calls it
+    /// has made sure that the parameters allow it.
+    pub fn start_postcopy(&self) {
+        self.postcopy.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn wants_postcopy(&self) -> bool {
+        self.postcopy.load(Ordering::SeqCst)
     }
 
     pub(crate) fn may_switch(&self) -> bool {

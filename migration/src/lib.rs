@@ -47,6 +47,7 @@ pub use config::{Capabilities, LiveParameters, Parameters};
 pub use control::{Control, Observer, Unobserved};
 pub use dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 pub use error::{Blame, MigrationError};
+pub use policy::postcopy::PostcopyMode;
 #[doc(hidden)]
 pub use ram::is_zero_slice;
 pub use stats::{Report, Side, Status, query_migrate};

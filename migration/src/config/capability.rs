@@ -99,6 +99,20 @@ pub const CAPABILITIES: &[Capability] = &[
     },
 ];
 
+/// QMP's capability for what is the parameter `postcopy` here.
+pub(super) const POSTCOPY_RAM: &str = "postcopy-ram";
+
+/// A list of capabilities without that one, and the state that it was given.
+pub(super) fn without_postcopy(list: &Value) -> (Value, Option<bool>) {
+    let Some(items) = list.as_array() else { return (list.clone(), None) };
+    let state = |item: &Value| {
+        let named = item.get("capability").and_then(Value::as_str) == Some(POSTCOPY_RAM);
+        item.get("state").and_then(Value::as_bool).filter(|_| named)
+    };
+    let rest = items.iter().filter(|item| state(item).is_none()).cloned().collect();
+    (rest, items.iter().filter_map(state).next_back())
+}
+
 impl Default for Capabilities {
     fn default() -> Self {
         let mut all = Self {

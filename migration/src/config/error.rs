@@ -59,6 +59,14 @@ pub enum ConfigError {
         /// Where the guest is to go.
         uri: String,
     },
+    /// Post-copy into a file.
+    #[error(
+        "postcopy is for a guest that goes to a running destination, and this one goes to {uri}: leave it out"
+    )]
+    PostcopyToFile {
+        /// Where the guest is to go.
+        uri: String,
+    },
     /// A parameter of the destination, given to a source.
     #[error("migration parameter {name} is the destination's: give it to `migrate-incoming` there")]
     DestinationOnly {

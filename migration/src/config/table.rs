@@ -17,9 +17,11 @@ pub const ON_TIMEOUT_STOP: &str = "stop";
 
 /// The choice of `postcopy` with which no guest is handed over before all of its memory is there.
 pub const POSTCOPY_OFF: &str = "off";
+/// The choice with which post-copy begins only when it is asked to.
+pub const POSTCOPY_MANUAL: &str = "manual";
 /// What `postcopy` may be.
 const POSTCOPY: &[&str] =
-    &[POSTCOPY_OFF, "auto", "manual", "at-once", "after-first-pass", "when-precopy-stops-paying"];
+    &[POSTCOPY_OFF, "auto", POSTCOPY_MANUAL, "at-once", "after-first-pass", "when-precopy-stops-paying"];
 
 /// All parameters.
 pub const PARAMETERS: &[Parameter] = &[
@@ -41,6 +43,14 @@ pub const PARAMETERS: &[Parameter] = &[
         .zero_is("the method's default")
         .fixed()
         .means("Level of the compression; a method takes the nearest that it has: zlib has 1 to 9, zstd 1 to 19, lz4 one; auto takes the defaults."),
+    Parameter::number("max-postcopy-bandwidth", "bytes/s", 262_144..=1 << 50, 0, |p| {
+        &mut p.max_postcopy_bandwidth_bytes_per_s
+    })
+    .zero_is("unlimited")
+    .means("Post-copy: most bytes a second of pages that nobody waits for; those that somebody waits for are never held back."),
+    Parameter::number("postcopy-hold", "ms", 1..=u32::MAX as u64, 0, |p| &mut p.postcopy_hold_ms)
+        .zero_is("none")
+        .means("Post-copy: how long the source keeps its copy of memory after the destination has all of it."),
     Parameter::number("compress-threads", "threads", 1..=64, 0, |p| &mut p.compress_threads)
         .zero_is("one a CPU, at most 8")
         .fixed()

@@ -121,3 +121,40 @@ fn capabilities_are_queried_as_they_are_set() {
     let answer = Capabilities::default().merged(&list).unwrap().to_json();
     assert_eq!((&answer[0], answer.as_array().unwrap().len()), (&list[0], CAPABILITIES.len()));
 }
+
+#[test]
+fn qmps_capability_allows_post_copy_and_leaves_a_chosen_mode_alone() {
+    let list = |state: &str| {
+        object(&format!(r#"{{"capabilities": [{{"capability": "events", "state": false}}, {state}]}}"#))
+    };
+    let on = list(r#"{"capability": "postcopy-ram", "state": true}"#);
+    let off = list(r#"{"capability": "postcopy-ram", "state": false}"#);
+    let manual = Parameters::default().merged(&on).unwrap();
+    assert_eq!((manual.postcopy, manual.capabilities.events), ("manual", false));
+    assert_eq!(manual.postcopy_mode(), Some(PostcopyMode::Manual));
+    assert!(manual.capabilities_json().to_string().contains(r#"{"capability":"postcopy-ram","state":true}"#));
+    let chosen = Parameters::default().merged(&object(r#"{"postcopy": "at-once"}"#)).unwrap();
+    assert_eq!(chosen.merged(&on).unwrap().postcopy, "at-once");
+    assert_eq!(chosen.merged(&off).unwrap().postcopy_mode(), None);
+    let error =
+        Parameters::default().merged(&list(r#"{"capability": "postcopy-ram", "state": 1}"#)).unwrap_err();
+    assert!(error.to_string().contains("postcopy-ram"), "{error}");
+}
+
+#[test]
+fn no_guest_is_saved_by_post_copy() {
+    let chosen = Parameters::default().merged(&object(r#"{"postcopy": "auto"}"#)).unwrap();
+    let error = chosen.check_for(&"file:/tmp/a".parse().unwrap()).unwrap_err();
+    assert!(matches!(error, ConfigError::PostcopyToFile { .. }), "{error}");
+    assert!(chosen.check_for(&"unix:/tmp/a".parse().unwrap()).is_ok());
+}
+
+#[test]
+fn every_mode_of_post_copy_is_known() {
+    let row = Parameter::named("postcopy").unwrap();
+    let Kind::Choice { names } = &row.kind else { panic!("{row:?}") };
+    for name in *names {
+        let chosen = Parameters { postcopy: name, ..Parameters::default() };
+        assert_eq!(chosen.postcopy_mode().is_some(), chosen.may_postcopy(), "{name}");
+    }
+}

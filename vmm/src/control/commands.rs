@@ -197,7 +197,7 @@ pub const COMMANDS: &[Command] = &[
         help: "Lists the capabilities that a migration can use.",
         arguments: &[],
         legal: ANY,
-        run: |vm, _| Ok(vm.parameters().capabilities.to_json()),
+        run: |vm, _| Ok(vm.parameters().capabilities_json()),
     },
     Command {
         name: "query-migrate-check",
