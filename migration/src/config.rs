@@ -11,6 +11,7 @@ mod live;
 mod parameter;
 mod table;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -25,7 +26,7 @@ pub use self::error::ConfigError;
 pub use self::live::LiveParameters;
 pub use self::parameter::{Kind, Parameter, Scope, Setting};
 use self::table::POSTCOPY_MANUAL;
-pub use self::table::{ON_TIMEOUT_STOP, PARAMETERS, POSTCOPY_OFF, tables_markdown};
+pub use self::table::{FILES, ON_TIMEOUT_STOP, PARAMETERS, POSTCOPY_OFF, tables_markdown};
 
 /// The parameters of one migration. A copy is cheap: it allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Parameters {
     pub compress_threads: u64,
     /// Destination: threads that decompress; 0: likewise.
     pub decompress_threads: u64,
+    /// Destination: snapshot files whose pages needn't be sent, with commas between them; see [`Self::known_files`].
+    pub known: Option<Arc<str>>,
     /// Memory for what the destination has, so that only changes are sent.
     pub xbzrle_cache_bytes: u64,
     /// What happens when that time is over.
@@ -92,6 +95,7 @@ impl Default for Parameters {
             compress_level: 0,
             compress_threads: 0,
             decompress_threads: 0,
+            known: None,
             xbzrle_cache_bytes: 0,
             switchover_limit_ms: 0,
             file_threads: 0,
@@ -127,6 +131,12 @@ impl Parameters {
     /// When post-copy begins; none: never.
     pub fn postcopy_mode(&self) -> Option<PostcopyMode> {
         PostcopyMode::named(self.postcopy)
+    }
+
+    /// Snapshot files that a destination knows.
+    pub fn known_files(&self) -> Vec<PathBuf> {
+        let files = self.known.as_deref().unwrap_or_default().split(',');
+        files.filter(|file| !file.is_empty()).map(PathBuf::from).collect()
     }
 
     /// Sets one parameter.

@@ -24,6 +24,7 @@ use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
 use crate::handover::Register;
 use crate::handover::destination::Event;
+use crate::known::KnownPages;
 use crate::ram::RamView;
 use crate::stats::{ErrorReport, Report, Round, Side, Status};
 use crate::vm::{DestinationVm, PAGE_BYTES, VmError};
@@ -69,25 +70,27 @@ pub fn receive_from<V: DestinationVm>(
     acceptor: &Arc<dyn Acceptor>,
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    receive_with(vm, acceptor, &LiveParameters::default(), &Arc::default(), control)
+    receive_with(vm, acceptor, &LiveParameters::default(), &Arc::default(), None, control)
 }
 
 /// As [`receive_from`], with the parameters of this side. `register` remembers for sources in doubt what became of all
-/// attempts of this process.
+/// attempts of this process; `known`: pages that the source needn't send.
 pub fn receive_with<V: DestinationVm>(
     vm: V,
     acceptor: &Arc<dyn Acceptor>,
     live: &LiveParameters,
     register: &Arc<Register>,
+    known: Option<&Arc<KnownPages>>,
     control: &Arc<Control>,
 ) -> Result<Received<V>, Box<ReceiveError<V>>> {
-    match lobby::meet(&vm, &**acceptor, register, control) {
+    match lobby::meet(&vm, &**acceptor, register, known, control) {
         Ok(Met { wire, route, peer, strangers }) => {
             let mut attempt = Attempt::new(vm, wire, route, register, control);
             attempt.report.strangers = strangers.count;
             attempt.report.warnings = strangers.texts;
             attempt.acceptor = Some(Arc::clone(acceptor));
             attempt.decompress_threads = live.get().decompress_threads;
+            attempt.known = known.map(Arc::clone);
             attempt.set_status(Status::Setup);
             attempt.run(Ok(peer))
         }
@@ -134,6 +137,8 @@ struct Attempt<V> {
     report: Report,
     /// Parameter of this side.
     decompress_threads: u64,
+    /// Pages that needn't come.
+    known: Option<Arc<KnownPages>>,
     handover: Handover,
     register: Arc<Register>,
     published_us: u64,
@@ -156,6 +161,7 @@ impl<V: DestinationVm> Attempt<V> {
             control: Arc::clone(control),
             report,
             decompress_threads: 0,
+            known: None,
             handover: Handover::default(),
             register: Arc::clone(register),
             published_us: 0,

@@ -98,6 +98,21 @@ pub enum MigrationError {
     /// The file that the guest is in can't be read, or is not what was saved.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A known page is not in its file any more.
+    #[error(
+        "page {page} of region {region} in {name} is not what it was when it was read at the start: {reason}; start the \
+         destination without --known, or with a file that nobody writes to"
+    )]
+    KnownChanged {
+        /// The file.
+        name: String,
+        /// Region there.
+        region: u16,
+        /// Page of that region.
+        page: u64,
+        /// How that was found.
+        reason: String,
+    },
     /// The machine on this side failed.
     #[error("{action} failed")]
     Vm {
@@ -395,6 +410,7 @@ impl MigrationError {
             Self::Peer { .. } => Blame::Peer,
             Self::Save(_)
             | Self::Snapshot(_)
+            | Self::KnownChanged { .. }
             | Self::Vm { .. }
             | Self::Memory { .. }
             | Self::Thread { .. }
@@ -414,6 +430,7 @@ impl MigrationError {
             Self::Link(error) => error.code(),
             Self::Save(error) => error.code(),
             Self::Snapshot(error) => error.code(),
+            Self::KnownChanged { .. } => "known-changed",
             Self::Peer { .. } => "peer-gave-up",
             Self::Proof { .. } => "proof",
             Self::Vm { .. } => "vm",

@@ -4,6 +4,7 @@
 //! Its guest writes at every call that the engine makes while it runs, or from a thread. Its state carries a
 //! checksum of its memory, which loading compares: a page that came too late or not at all is found there.
 
+mod known;
 mod log;
 mod relay;
 mod seam;

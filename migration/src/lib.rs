@@ -29,6 +29,7 @@ pub mod fake;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod handover;
+pub mod known;
 pub mod pager;
 mod policy;
 mod postcopy;

@@ -10,6 +10,7 @@ mod encoder;
 mod group;
 mod guest;
 pub(crate) mod job;
+mod known;
 pub(crate) mod pool;
 pub(crate) mod proof;
 mod receive;
@@ -23,6 +24,7 @@ pub(crate) use encode::{ENCODINGS, ENCODINGS_MASK, ENCODINGS_PLAIN, Encoding, En
 pub(crate) use encoder::{Encoder, Outgoing};
 pub(crate) use group::{Auto, Compression};
 pub(crate) use guest::RamView;
+pub(crate) use known::{DIGEST_BYTES, DIGESTS_PER_FRAME, KnownSet, PageDigest};
 pub(crate) use receive::{Decoding, Incoming, PageReceiver, PageRounds};
 #[doc(hidden)]
 pub use zero::is_zero_slice;

@@ -304,7 +304,8 @@ fn described(frame: FrameType) -> Option<Message> {
         | FrameType::Probe
         | FrameType::Missing
         | FrameType::PageIn
-        | FrameType::Request => None,
+        | FrameType::Request
+        | FrameType::Known => None,
     }
 }
 

@@ -12,6 +12,9 @@ use crate::dirty::DIRTY_LOG_CHOICES;
 /// What `compress` may be.
 const COMPRESS: &[&str] = &["none", "lz4", "zstd", "zlib", "auto"];
 
+/// Stands for paths with commas between them in `--help`.
+pub const FILES: &str = "FILE[,FILE]";
+
 /// The choice of `on-timeout` that ends in a long stop instead of a failure.
 pub const ON_TIMEOUT_STOP: &str = "stop";
 
@@ -60,6 +63,10 @@ pub const PARAMETERS: &[Parameter] = &[
         .of(Scope::Destination)
         .fixed()
         .means("Threads that decode what is compressed or a delta."),
+    Parameter::text("known", FILES, "none", |p| &mut p.known)
+        .of(Scope::Destination)
+        .fixed()
+        .means("Snapshot files (tern save) of this guest or a like one, with commas between them: pages that are in them aren't sent."),
     Parameter::number("xbzrle-cache-size", "bytes", 1 << 20..=1 << 50, 64 << 20, |p| &mut p.xbzrle_cache_bytes)
         .fixed()
         .means("Memory for what the destination has, with which xbzrle finds out what has changed."),

@@ -11,12 +11,13 @@ use super::lobby::{self, Gathered};
 use super::vm_failed;
 use crate::error::{MigrationError, ProtocolError};
 use crate::handover::destination::Event;
+use crate::known::KnownIndex;
 use crate::ram::proof::PROOF_XXH3;
-use crate::ram::{ENCODINGS_MASK, RamView};
+use crate::ram::{DIGEST_BYTES, DIGESTS_PER_FRAME, ENCODINGS_MASK, Encoding, PageDigest, RamView};
 use crate::stats::{Proof, Status};
 use crate::vm::{Aspect, DestinationVm, VmFacts};
 use crate::wire::{
-    Agreed as AgreedMessage, CHANNELS_MAX, Compared, FrameType, Offer, Peer, compare, refusal,
+    Agreed as AgreedMessage, CHANNELS_MAX, Compared, FrameType, Offer, Peer, Wire, compare, refusal,
 };
 
 /// The source has introduced itself.
@@ -31,6 +32,7 @@ pub(super) struct Agreed<'s, V> {
     attempt: &'s mut Attempt<V>,
     ram: &'s Arc<RamView>,
     encodings: u64,
+    known: Option<Arc<KnownIndex>>,
     further: Gathered,
 }
 
@@ -52,14 +54,19 @@ impl<'s, V: DestinationVm> Connected<'s, V> {
             Some(acceptor) if acceptor.only_one().is_none() => CHANNELS_MAX,
             _ => 1,
         };
-        let agreed = terms(&offer, peer.protocol_version, sections, most_channels);
+        let known = known_for(attempt, &offer)?;
+        let known_pages = known.as_ref().map_or(0, |known| known.digests(pages(ram)).len() as u64);
+        let agreed = terms(&offer, peer.protocol_version, sections, most_channels, known_pages);
         let hashes = agreed.proofs.is_some_and(|proofs| proofs != 0);
         attempt.report.proof = hashes.then(Proof::default);
         attempt.wire.send(FrameType::Agreed, &agreed, "agreeing")?;
+        if let Some(known) = &known {
+            tell_known(&mut attempt.wire, known.digests(known_pages))?;
+        }
         let wanted = (agreed.channels.unwrap_or(1), agreed.postcopy == Some(true));
         let further = gather(attempt, &peer, wanted)?;
         attempt.report.setup_us = attempt.control.elapsed_us();
-        Ok(Agreed { attempt, ram, encodings: agreed.encodings, further })
+        Ok(Agreed { attempt, ram, encodings: agreed.encodings, known, further })
     }
 }
 
@@ -69,14 +76,20 @@ pub(super) fn terms(
     protocol_version: u32,
     sections: Vec<ChosenVersion>,
     most_channels: u32,
+    known_pages: u64,
 ) -> AgreedMessage {
+    let known_pages =
+        Some(known_pages).filter(|pages| *pages > 0 && offer.encodings & Encoding::Known.bit() != 0);
+    let readable =
+        if known_pages.is_some() { ENCODINGS_MASK } else { ENCODINGS_MASK & !Encoding::Known.bit() };
     AgreedMessage {
         protocol_version,
-        encodings: offer.encodings & ENCODINGS_MASK,
+        encodings: offer.encodings & readable,
         proofs: offer.proofs.map(|proofs| proofs & PROOF_XXH3),
         sections,
         channels: offer.channels.map(|channels| channels.clamp(1, most_channels)),
         postcopy: offer.postcopy,
+        known_pages,
     }
 }
 
@@ -100,6 +113,40 @@ pub(super) fn postcopy<V: DestinationVm>(vm: &V, offer: &Offer, one: Option<&str
         Some((has, remedy)) => Aspect::differs(NAMES.0, NAMES.1, WANTED, has, remedy),
         None => Aspect::fits(NAMES.0, NAMES.1, WANTED, "can do it"),
     })
+}
+
+/// What the source needn't send, if it can be told so.
+fn known_for<V>(attempt: &mut Attempt<V>, offer: &Offer) -> Result<Option<Arc<KnownIndex>>, MigrationError> {
+    let Some(known) = attempt.known.clone() else { return Ok(None) };
+    let found = if offer.encodings & Encoding::Known.bit() == 0 {
+        Err("no page is known: the source's release can't use it".to_owned())
+    } else {
+        known.ready(&attempt.control)?
+    };
+    found.map(Some).or_else(|reason| {
+        attempt.report.warnings.push(reason);
+        Ok(None)
+    })
+}
+
+pub(super) fn pages(ram: &RamView) -> u64 {
+    ram.region_pages().sum()
+}
+
+/// Tells the source which pages it needn't send.
+fn tell_known(
+    wire: &mut Wire,
+    digests: impl ExactSizeIterator<Item = PageDigest>,
+) -> Result<(), MigrationError> {
+    let mut digests = digests.peekable();
+    while digests.peek().is_some() {
+        let fill = |out: &mut Vec<u8>| {
+            out.reserve(DIGESTS_PER_FRAME * DIGEST_BYTES);
+            digests.by_ref().take(DIGESTS_PER_FRAME).for_each(|digest| out.extend(digest.to_bytes()));
+        };
+        wire.send_with(FrameType::Known, 0, "telling which pages are known", fill)?;
+    }
+    Ok(())
 }
 
 /// The further connections.
@@ -150,9 +197,9 @@ pub(super) fn check<V: DestinationVm>(
 
 impl<'s, V: DestinationVm> Agreed<'s, V> {
     pub(super) fn load(self) -> Result<Prepared<'s, V>, MigrationError> {
-        let Self { attempt, ram, encodings, further } = self;
+        let Self { attempt, ram, encodings, known, further } = self;
         attempt.step(Event::Agreed)?;
         attempt.set_status(Status::Active);
-        Loading::new(attempt, ram, encodings, further)?.run()
+        Loading::new(attempt, ram, encodings, known, further)?.run()
     }
 }

@@ -1,10 +1,13 @@
 //! The answer to a source that only asks (`migrate --check`): all that was compared, and an echo for its
 //! measurements. The machine is looked at and stays with whoever waits for a real source.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::agree::{compare_all, postcopy, terms};
+use super::agree::{compare_all, pages, postcopy, terms};
 use crate::error::{LinkError, MigrationError, ProtocolError};
+use crate::known::KnownPages;
+use crate::ram::RamView;
 use crate::vm::{Aspect, DestinationVm};
 use crate::wire::{
     Answer, CHANNELS_MAX, Compared, Echo, FLAG_ANSWER, FrameType, Offer, PROBE_BYTES_MAX, Peer, Wire,
@@ -18,6 +21,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Answers until the source has heard enough. Returns what differs.
 pub(super) fn answer<V: DestinationVm>(
     vm: &V,
+    known: Option<&Arc<KnownPages>>,
     wire: &mut Wire,
     peer: &Peer,
 ) -> Result<Vec<Aspect>, MigrationError> {
@@ -26,7 +30,11 @@ pub(super) fn answer<V: DestinationVm>(
     let offer: Offer = wire.expect(FrameType::Offer, STATE)?;
     let Compared { mut aspects, chosen } = compare_all(vm, &offer.facts, offer.page_bytes)?;
     aspects.extend(postcopy(vm, &offer, None));
-    let answer = Answer { aspects, agreed: terms(&offer, peer.protocol_version, chosen, CHANNELS_MAX) };
+    // Nobody waits for files that are still read.
+    let known = known.and_then(|known| known.now().ok());
+    let known_pages = known.map_or(0, |known| known.digests(pages(&RamView::new(vm.ram()))).len() as u64);
+    let agreed = terms(&offer, peer.protocol_version, chosen, CHANNELS_MAX, known_pages);
+    let answer = Answer { aspects, agreed };
     wire.send(FrameType::Answer, &answer, STATE)?;
     let (mut bytes, mut all) = (0, 0);
     loop {

@@ -10,6 +10,7 @@ use super::handover::Prepared;
 use super::lobby::Gathered;
 use super::{Attempt, vm_failed};
 use crate::error::{MigrationError, ProtocolError};
+use crate::known::KnownIndex;
 use crate::policy::link::rate;
 use crate::ram::job::Tally;
 use crate::ram::pool::{Pool, Worker, worker_threads};
@@ -42,6 +43,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         attempt: &'s mut Attempt<V>,
         ram: &Arc<RamView>,
         encodings: u64,
+        known: Option<Arc<KnownIndex>>,
         Gathered { channels: further, urgent }: Gathered,
     ) -> Result<Self, MigrationError> {
         let started_us = Some(attempt.control.now_us());
@@ -50,6 +52,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
             proof: attempt.report.proof.is_some().then(|| MemoryProof::new(ram.region_pages())),
             rounds: (encodings != ENCODINGS_PLAIN || !further.is_empty()).then(|| PageRounds::new(ram)),
             encodings,
+            known,
             tally: Tally::new(1 + further.len(), &attempt.control),
             ram: Arc::clone(ram),
         });

@@ -11,6 +11,7 @@ use crate::channel::{Acceptor, CONNECT_TIMEOUT, Connection, Route};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::handover::{Answer, Register};
+use crate::known::KnownPages;
 use crate::stats::Side;
 use crate::vm::DestinationVm;
 use crate::wire::{FrameType, HEADER_BYTES, Header, MAGIC, Peer, Purpose, Wire, greet};
@@ -58,13 +59,14 @@ pub(super) fn meet<V: DestinationVm>(
     vm: &V,
     acceptor: &dyn Acceptor,
     register: &Register,
+    known: Option<&Arc<KnownPages>>,
     control: &Arc<Control>,
 ) -> Result<Met, MigrationError> {
     let mut lobby = Lobby::new(acceptor, control);
     loop {
         let Some(connection) = lobby.next(None)? else { continue };
         control.restart_clock();
-        match meet_one(vm, connection, register, control) {
+        match meet_one(vm, connection, register, known, control) {
             Ok(Some((wire, route, peer))) => {
                 return Ok(Met { wire, route, peer, strangers: lobby.strangers });
             }
@@ -254,6 +256,7 @@ fn meet_one<V: DestinationVm>(
     vm: &V,
     connection: Connection,
     register: &Register,
+    known: Option<&Arc<KnownPages>>,
     control: &Arc<Control>,
 ) -> Result<Option<(Wire, Route, Peer)>, MigrationError> {
     let route = connection.route.clone();
@@ -263,7 +266,7 @@ fn meet_one<V: DestinationVm>(
         // Its answer was in the hello.
         Purpose::Inquiry | Purpose::Recover => Ok(None),
         Purpose::Check => {
-            let differing = check::answer(vm, &mut wire, &peer)?;
+            let differing = check::answer(vm, known, &mut wire, &peer)?;
             control.observer.asked(&differing);
             Ok(None)
         }

@@ -10,7 +10,6 @@
 //! There is nobody to agree with, and nobody who gives the guest up: a file never has the right to run it.
 
 mod fill;
-mod pages;
 mod watch;
 
 use std::path::PathBuf;
@@ -23,10 +22,9 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::pager::PageSource;
 use crate::ram::RamView;
-use crate::snapshot::{SnapshotError, SnapshotFile};
+use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotPages};
 use crate::stats::{Downtime, Report, Side, Status};
 use crate::vm::{DestinationVm, PAGE_BYTES, VmError};
-use pages::SnapshotPages;
 use watch::Watch;
 
 /// Called with the machine.

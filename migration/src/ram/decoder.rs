@@ -1,4 +1,5 @@
-//! Decodes pages on their way into a destination: compressed groups, and deltas to what is there already.
+//! Decodes pages on their way into a destination: compressed groups, deltas to what is there already, and pages that are in
+//! a file.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,6 +8,7 @@ use std::time::Instant;
 
 use super::compress::{Decompressor, GROUP_BYTES_MAX, method_of};
 use super::encode::{BASE_BYTES, ENCODINGS, Encoding};
+use super::known::PageDigest;
 use super::proof::{PageBytes, page_hash};
 use super::receive::Incoming;
 use super::xbzrle;
@@ -99,6 +101,11 @@ impl Decoder {
                         self.delta(page, data)?;
                     }
                 }
+                Encoding::Known => {
+                    for page in pages {
+                        self.known(page, data)?;
+                    }
+                }
                 encoding => self.group(encoding, data, pages, item.pages.len())?,
             }
         }
@@ -119,6 +126,17 @@ impl Decoder {
             xbzrle::decode(delta, &mut self.page).map_err(failed)?;
             self.shared.ram.write(region.into(), page, &self.page)?;
         }
+        hash(&self.shared, region, page, &self.page);
+        Ok(())
+    }
+
+    fn known(&mut self, received: Received, data: &[u8]) -> Result<(), MigrationError> {
+        let Received { region, page, .. } = received;
+        let failed = |reason: &str| undecodable(Encoding::Known, region, page, &reason);
+        let name = data.first_chunk().ok_or_else(|| failed("its hash is too short"))?;
+        let known = self.shared.known.as_ref().ok_or_else(|| failed("nothing is known here"))?;
+        known.read_page(PageDigest::from_bytes(*name), (region, page), &mut self.page)?;
+        self.shared.ram.write(region.into(), page, &self.page)?;
         hash(&self.shared, region, page, &self.page);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The encodings that a page may have on the wire, in one table. A new one is a file and a row.
 
 use super::compress::GROUP_BYTES_MAX;
+use super::known::DIGEST_BYTES;
 use crate::vm::PAGE_BYTES;
 
 /// How the content of a page is written.
@@ -19,6 +20,8 @@ pub(crate) enum Encoding {
     Zstd = 4,
     /// Compressed, with others.
     Zlib = 5,
+    /// The hash of a page that the destination has in a file.
+    Known = 6,
 }
 
 /// One row of the table.
@@ -53,6 +56,7 @@ pub(crate) const ENCODINGS: &[EncodingInfo] = &[
     groups(Encoding::Lz4, "lz4"),
     groups(Encoding::Zstd, "zstd"),
     groups(Encoding::Zlib, "zlib"),
+    row(Encoding::Known, "known", (DIGEST_BYTES as u32, DIGEST_BYTES as u32)),
 ];
 
 /// Bit n is encoding n: what this build can read and write.

@@ -1,7 +1,7 @@
 //! Makes batches of pages: each thread that sends has one, with its own buffers and contexts.
 //!
 //! ```text
-//! job -> zero? -> delta to what the destination has? -> group of pages that is worth compressing? -> raw
+//! job -> zero? -> delta to what the destination has? -> known there from before? -> group of pages that is worth compressing? -> raw
 //! ```
 //!
 //! A page that is sent as it is goes from guest memory to the socket without a copy, unless something has to agree on its
@@ -22,6 +22,7 @@ use super::encode::{BASE_BYTES, Encoding};
 use super::group::{Auto, Compression, GroupEncoder};
 use super::guest::RamView;
 use super::job::Job;
+use super::known::{DIGEST_BYTES, KnownSet};
 use super::proof::{MemoryProof, PageBytes, page_hash};
 use super::xbzrle::{self, Encoded};
 use crate::channel::span::OutSpan;
@@ -41,6 +42,8 @@ pub(crate) struct Outgoing {
     pub(crate) cache: Option<PageCache>,
     /// Pages that had changed too much for a delta.
     pub(crate) overflows: AtomicU64,
+    /// Pages that the destination has in a file.
+    pub(crate) known: Option<KnownSet>,
     /// How groups are compressed, if they are.
     pub(crate) compression: Option<Compression>,
 }
@@ -62,7 +65,7 @@ impl Outgoing {
 
     /// Does content have to be copied before it is sent?
     fn copies(&self) -> bool {
-        self.cache.is_some() || self.compression.is_some()
+        self.cache.is_some() || self.known.is_some() || self.compression.is_some()
     }
 }
 
@@ -170,7 +173,8 @@ impl Encoder {
             proof.set(region, page, page_hash(region, page, &self.copy));
             proof.spent(started);
         }
-        if self.add_delta(shared, job.round, region, page) {
+        // A delta comes first: its base is at hand, and the cache learns what is sent whatever it is sent as.
+        if self.add_delta(shared, job.round, region, page) || self.add_known(shared, region, page) {
             return Ok(());
         }
         let start = self.plain.len();
@@ -206,6 +210,15 @@ impl Encoder {
         };
         coded.truncate(start + bytes);
         self.push(region, page, Encoding::Xbzrle, bytes, Place::Coded(start..start + bytes));
+        true
+    }
+
+    /// Only its name, if the destination has it.
+    fn add_known(&mut self, shared: &Outgoing, region: u16, page: u64) -> bool {
+        let Some(name) = shared.known.as_ref().and_then(|known| known.name(&self.copy)) else { return false };
+        let start = self.coded.len();
+        self.coded.extend_from_slice(&name);
+        self.push(region, page, Encoding::Known, DIGEST_BYTES, Place::Coded(start..start + DIGEST_BYTES));
         true
     }
 

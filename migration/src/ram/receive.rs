@@ -15,6 +15,7 @@ use super::pool::Pool;
 use super::proof::{MemoryProof, PageBytes, zeroed};
 use crate::channel::span::InSpan;
 use crate::error::{MigrationError, ProtocolError};
+use crate::known::KnownIndex;
 use crate::vm::PAGE_BYTES;
 use crate::wire::{Header, Wire};
 
@@ -28,6 +29,8 @@ pub(crate) struct Incoming {
     pub(crate) proof: Option<MemoryProof>,
     /// In which round each page came last, where that matters.
     pub(crate) rounds: Option<PageRounds>,
+    /// Pages that needn't be sent, if the source was told of some.
+    pub(crate) known: Option<Arc<KnownIndex>>,
     /// Encodings that were agreed.
     pub(crate) encodings: u64,
     pub(crate) tally: Tally,

@@ -120,6 +120,7 @@ impl Attempt {
         vm.set_hook(Some(hook(Side::Source, &guests, &found)));
         there.set_hook(Some(hook(Side::Destination, &guests, &found)));
         let was_running = vm.is_running();
+        let known = plan.known.then(|| vm.visited().0);
         let [here, yonder] = guests;
         let parties = [party(Side::Source, here)?, party(Side::Destination, yonder)?];
         let [here, yonder] = parties.each_ref().map(|party| Arc::clone(&party.control));
@@ -135,10 +136,11 @@ impl Attempt {
         let result: Arc<Mutex<_>> = Arc::clone(&destination);
         let limits = LiveParameters::new(plan.destination);
         let register: Arc<Register> = Arc::default();
-        let known = Arc::clone(&register);
+        let register_there = Arc::clone(&register);
         let run = move || {
             let acceptor: Arc<dyn Acceptor> = Arc::new(Place);
-            *locked(&result) = Some(receive_with(there, &acceptor, &limits, &known, &yonder));
+            *locked(&result) =
+                Some(receive_with(there, &acceptor, &limits, &register_there, known.as_ref(), &yonder));
         };
         world.start(Start { name: "migration".to_owned(), side: Side::Destination, run: Box::new(run) });
         let now_us = world.now_us();

@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) manager_us: u64,
     /// Pages that the running guest writes: in how many steps of a hundred, and in a millisecond without steps.
     pub(super) writes: [u64; 2],
+    /// The destination knows the guest as it is when the attempt begins.
+    pub(super) known: bool,
 }
 
 /// What goes wrong when.
@@ -118,6 +120,7 @@ impl Plan {
             patience_us: u64::MAX,
             manager_us: random.spread(1_000_000),
             writes,
+            known: random.percent(30),
         })
     }
 

@@ -72,7 +72,8 @@ fn wanted_encodings(parameters: &Parameters) -> u64 {
         |row: &&compress::Method| parameters.compress == compress::AUTO || parameters.compress == row.name;
     let method = compress::METHODS.iter().filter(wanted).fold(0, |set, row| set | 1 << row.encoding);
     let deltas = if parameters.capabilities.xbzrle { Encoding::Xbzrle.bit() } else { 0 };
-    ENCODINGS_PLAIN | method | deltas
+    // It is the destination that knows something, or doesn't.
+    ENCODINGS_PLAIN | Encoding::Known.bit() | method | deltas
 }
 
 impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {

@@ -37,6 +37,8 @@ pub(crate) struct Terms {
     pub(crate) encodings: u64,
     /// The guest may go on there before all of its memory has come.
     pub(crate) postcopy: bool,
+    /// Pages that the other end says it has.
+    pub(crate) known_pages: u64,
     /// The versions that the other end has chosen; none: the newest of all.
     pub(crate) sections: Option<Vec<ChosenVersion>>,
 }

@@ -19,10 +19,10 @@ use crate::ram::job::{Job, Moved};
 use crate::ram::pool::worker_threads;
 use crate::ram::proof::{MemoryProof, PROOF_XXH3};
 use crate::ram::{
-    Auto, Compression, ENCODINGS_PLAIN, Encoding, Outgoing, PageCache, RamView, encoding_names,
+    Auto, Compression, ENCODINGS_PLAIN, Encoding, KnownSet, Outgoing, PageCache, RamView, encoding_names,
 };
 use crate::stats::{Downtime, Report, Side, XbzrleReport};
-use crate::vm::{GuestRam, SectionOffer};
+use crate::vm::{GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer};
 use crate::wire::{
     Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Settled, Sync,
     Wire, introduce,
@@ -83,7 +83,13 @@ impl Link {
     }
 
     /// Starts what pages flow through.
-    fn open(&mut self, ram: &GuestRam, terms: &Terms, further: Vec<Wire>) -> Result<(), MigrationError> {
+    fn open(
+        &mut self,
+        ram: &GuestRam,
+        terms: &Terms,
+        known: Option<KnownSet>,
+        further: Vec<Wire>,
+    ) -> Result<(), MigrationError> {
         let parameters = self.live.get();
         let ram = Arc::new(RamView::new(ram));
         let agreed = |row: &'static Method| terms.encodings & (1 << row.encoding) != 0;
@@ -108,6 +114,7 @@ impl Link {
             proof: terms.hashes.then(|| MemoryProof::new(ram.region_pages())),
             cache: deltas.then(|| PageCache::new(parameters.xbzrle_cache_bytes)),
             overflows: AtomicU64::new(0),
+            known,
             compression,
             ram,
         };
@@ -129,6 +136,8 @@ fn threads(channels: usize, compressed: bool, compress_threads: u64) -> usize {
 /// What the destination's answer means; only what was offered can be chosen.
 pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Result<Terms, ProtocolError> {
     let (proofs, postcopy) = (answer.proofs.unwrap_or(0), answer.postcopy.unwrap_or(false));
+    let known_pages = answer.known_pages.unwrap_or(0);
+    let unagreed = if answer.encodings & Encoding::Known.bit() == 0 { known_pages } else { 0 };
     let (offered, channels) = (offer.channels.unwrap_or(1), u64::from(answer.channels.unwrap_or(1).max(1)));
     let chosen = [
         ("protocol version", u64::from(answer.protocol_version), u64::from(protocol_version)),
@@ -137,16 +146,40 @@ pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Re
         ("connections beyond what was offered", channels.saturating_sub(offered.into()), 0),
         ("proofs that were not offered", proofs & !offer.proofs.unwrap_or(0), 0),
         ("post-copy", u64::from(postcopy && offer.postcopy != Some(true)), 0),
+        ("known pages without their encoding", unagreed, 0),
     ];
     for (field, found, expected) in chosen {
         if found != expected {
             return Err(ProtocolError::Mismatch { frame: "agreed", field, found, expected });
         }
     }
+    let all_pages = pages(&offer.facts.memory);
+    if known_pages > all_pages {
+        let (frame, field) = ("agreed", "known pages");
+        return Err(ProtocolError::Limit { frame, field, found: known_pages, max: all_pages });
+    }
     check_versions(&offer.facts.sections, &answer.sections)?;
     let sections = Some(answer.sections.clone());
     let (hashes, encodings) = (proofs & PROOF_XXH3 != 0, answer.encodings);
-    Ok(Terms { round_trip_us: 0, hashes, encodings, postcopy, sections })
+    Ok(Terms { round_trip_us: 0, hashes, encodings, postcopy, known_pages, sections })
+}
+
+fn pages(memory: &[MemoryRegion]) -> u64 {
+    memory.iter().fold(0, |pages, region| pages.saturating_add(region.length_bytes / PAGE_BYTES))
+}
+
+/// What the destination has, if it has something.
+fn receive_known(wire: &mut Wire, pages: u64) -> Result<Option<KnownSet>, MigrationError> {
+    const STATE: &str = "hearing which pages the destination knows";
+    let mut known = KnownSet::default();
+    while known.len() < pages {
+        let header = wire.receive(STATE)?;
+        if header.frame != FrameType::Known {
+            return Err(wire.unexpected(&header, STATE, "known"));
+        }
+        known.add(wire.payload(), pages)?;
+    }
+    Ok((pages > 0).then_some(known))
 }
 
 fn check_versions(offered: &[SectionOffer], chosen: &[ChosenVersion]) -> Result<(), ProtocolError> {
@@ -182,6 +215,7 @@ impl Carrier for Link {
         // One that was late by chance would make every downtime look too long, to the end.
         let round_trip_us = round_trip_us.min(self.control.since_us(offered_us));
         let terms = Terms { round_trip_us, ..terms(&offer, &answer, peer.protocol_version)? };
+        let known = receive_known(&mut wire, terms.known_pages)?;
         let channels = answer.channels.unwrap_or(1).max(1);
         let further = match &self.connector {
             Some(connector) => {
@@ -199,12 +233,13 @@ impl Carrier for Link {
         if offer.channels.is_some_and(|wanted| wanted != channels) {
             report.warnings.push(format!("the destination takes {channels} connections"));
         }
-        let refused = offer.encodings & !terms.encodings;
+        // That nothing is known there needs no word.
+        let refused = offer.encodings & !terms.encodings & !Encoding::Known.bit();
         if refused != 0 {
             let names = encoding_names(refused).join(", ");
             report.warnings.push(format!("the destination's release does not know {names}: sent without"));
         }
-        self.open(ram, &terms, further.channels)?;
+        self.open(ram, &terms, known, further.channels)?;
         self.urgent = further.urgent;
         Ok(terms)
     }

@@ -50,6 +50,7 @@ pub(crate) enum FrameType {
     PageIn = 18,
     Request = 19,
     HaveAll = 20,
+    Known = 21,
 }
 
 /// One row of the table.
@@ -91,6 +92,7 @@ pub(crate) const FRAMES: &[FrameInfo] = &[
     row(FrameType::PageIn, "page-in", PAGES_MAX_BYTES + 16, 0),
     row(FrameType::Request, "request", 4096, 0),
     row(FrameType::HaveAll, "have-all", 4096, 0),
+    row(FrameType::Known, "known", 1 << 20, 0),
 ];
 
 impl FrameType {

@@ -100,6 +100,8 @@ record! {
         [5 optional] channels: Option<u32>,
         /// Post-copy is possible, and one more connection is opened for it.
         [6 optional] postcopy: Option<bool>,
+        /// Hashes of pages that the destination has, which follow in frames of their own; none: no such frames.
+        [7 optional] known_pages: Option<u64>,
     }
 }
 

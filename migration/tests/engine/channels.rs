@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tern_migration::channel::{Acceptor, Connection, Connector, Ready, Route};
 use tern_migration::destination::receive_with;
 use tern_migration::fake::{Direction, FakeVm, Fault, LogMode, Options, relay};
+use tern_migration::known::KnownPages;
 use tern_migration::source::{Outcome, migrate_by};
 use tern_migration::{Control, LiveParameters, MigrationError, Side};
 
@@ -51,24 +52,38 @@ impl Connector for Relays {
 
 /// What happens to one of the connections.
 #[derive(Debug, Clone)]
-struct Damage {
-    channel: u32,
-    way: Direction,
-    at: u32,
-    fault: Fault,
-    timeout: Duration,
+pub struct Damage {
+    pub channel: u32,
+    pub way: Direction,
+    pub at: u32,
+    pub fault: Fault,
+    pub timeout: Duration,
 }
 
-const NONE: Damage =
+pub const NONE: Damage =
     Damage { channel: 0, way: Direction::ToSource, at: u32::MAX, fault: Fault::None, timeout: PATIENT };
 
-struct Ran {
-    ends: Ends,
+pub struct Ran {
+    pub ends: Ends,
     /// Messages of the damaged connection, to the destination and to the source.
-    messages: [u32; 2],
+    pub messages: [u32; 2],
 }
 
 fn run(options: &Options, live: &LiveParameters, damage: Damage, controls: [Arc<Control>; 2]) -> Ran {
+    let mut source = FakeVm::booted(options.clone()).unwrap();
+    source.start_writer();
+    run_from(source, options, None, live, damage, controls)
+}
+
+/// The same with a guest that is there, and with pages that its destination knows.
+pub fn run_from(
+    source: FakeVm,
+    options: &Options,
+    known: Option<&Arc<KnownPages>>,
+    live: &LiveParameters,
+    damage: Damage,
+    controls: [Arc<Control>; 2],
+) -> Ran {
     let far = Arc::new(Ready::new().unwrap());
     let Damage { channel, way, at, fault, timeout } = damage;
     let relays = Arc::new(Relays {
@@ -82,14 +97,12 @@ fn run(options: &Options, live: &LiveParameters, damage: Damage, controls: [Arc<
         timeout,
     });
     let (connector, acceptor): (Arc<dyn Connector>, Arc<dyn Acceptor>) = (relays.clone(), far.clone());
-    let mut source = FakeVm::booted(options.clone()).unwrap();
-    source.start_writer();
     let destination = FakeVm::new(options.clone()).unwrap();
     let [near_control, far_control] = controls;
     let there = parameters(&json!({"decompress-threads": 3}));
     let (source, destination) = std::thread::scope(|scope| {
-        let receiving =
-            scope.spawn(|| receive_with(destination, &acceptor, &there, &Arc::default(), &far_control));
+        let receiving = scope
+            .spawn(|| receive_with(destination, &acceptor, &there, &Arc::default(), known, &far_control));
         let source = migrate_by(source, &connector, live, &near_control);
         // Nobody has come who could be waited for.
         far.close();
@@ -105,14 +118,14 @@ fn run(options: &Options, live: &LiveParameters, damage: Damage, controls: [Arc<
     Ran { ends: Ends { source, destination, source_report, destination_report }, messages }
 }
 
-fn several(channels: u32, method: &str, deltas: bool) -> LiveParameters {
+pub fn several(channels: u32, method: &str, deltas: bool) -> LiveParameters {
     let (threads, capabilities): (u32, Value) = (3, xbzrle(deltas));
     parameters(&json!({
         "channels": channels, "compress": method, "compress-threads": threads, "capabilities": capabilities,
     }))
 }
 
-fn options(log: LogMode) -> Options {
+pub fn options(log: LogMode) -> Options {
     Options { log, region_pages: vec![70, 1400], working_set_pages: 400, ..Options::default() }
 }
 

@@ -31,8 +31,9 @@ fn doubtful(options: &Options, there: FakeVm, way: Direction, at: u32, fault: Fa
     let far_control = control(Side::Destination);
     let source = FakeVm::booted(options.clone()).unwrap();
     let (end, there) = std::thread::scope(|scope| {
-        let receiving = scope
-            .spawn(|| receive_with(there, &acceptor, &LiveParameters::default(), &register, &far_control));
+        let receiving = scope.spawn(|| {
+            receive_with(there, &acceptor, &LiveParameters::default(), &register, None, &far_control)
+        });
         let near = near.with_timeout(IMPATIENT);
         let near_control = control(Side::Source);
         let end = migrate(source, near, &LiveParameters::default(), &near_control);

@@ -44,7 +44,7 @@ pub fn several_rounds(live: &LiveParameters) -> Arc<Control> {
 }
 
 /// Pages that were sent in this encoding; both sides say the same.
-fn pages(ends: &Ends, name: &str) -> u64 {
+pub fn pages(ends: &Ends, name: &str) -> u64 {
     let [near, far] = [&ends.source_report, &ends.destination_report].map(|report| {
         report.encodings.iter().find(|count| count.name == name).map(|count| (count.pages, count.bytes))
     });

@@ -10,6 +10,7 @@ mod doubt;
 mod encodings;
 mod faults;
 mod harness;
+mod known;
 mod limits;
 mod proof;
 mod secure;

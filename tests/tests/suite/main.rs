@@ -19,6 +19,7 @@ mod handover;
 mod in_flight;
 mod inspect;
 mod kernel_files;
+mod known;
 mod linux;
 mod linux_moves;
 mod migration;

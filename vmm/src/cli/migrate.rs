@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use serde_json::{Map, Value, json};
 use tern_migration::Parameters;
-use tern_migration::config::{CAPABILITIES, Capability, Kind, PARAMETERS, Parameter, Setting};
+use tern_migration::config::{CAPABILITIES, Capability, FILES, Kind, PARAMETERS, Parameter, Setting};
 
 use super::progress::Progress;
 use super::virsh::VirshArgs;
@@ -108,6 +108,9 @@ pub(super) fn flag(row: &'static Parameter) -> Arg {
     let flag = Arg::new(row.name).long(row.name).value_name(form).help(help);
     let flag = flag.value_parser(move |text: &str| value(row, text));
     // Alone it says all; a value needs the `=`, or an address behind it would be one.
+    if matches!(row.kind, Kind::Text { form: FILES, .. }) {
+        return flag.value_name("FILE").action(ArgAction::Append);
+    }
     let alone = row.name == "insecure";
     if alone { flag.num_args(0..=1).require_equals(true).default_missing_value("on") } else { flag }
 }
@@ -116,8 +119,13 @@ pub(super) fn flag(row: &'static Parameter) -> Arg {
 pub(super) fn given(matches: &ArgMatches) -> Map<String, Value> {
     let given = |row: &Parameter| {
         // The other side's parameters have no flag here.
-        let value = matches.try_get_one::<Setting>(row.name).ok().flatten()?;
-        Some((row.name.to_owned(), row.json(value)))
+        let values: Vec<Value> =
+            matches.try_get_many(row.name).ok().flatten()?.map(|value| row.json(value)).collect();
+        let value = match values.as_slice() {
+            [one] => one.clone(),
+            several => several.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into(),
+        };
+        Some((row.name.to_owned(), value))
     };
     PARAMETERS.iter().filter_map(given).collect()
 }
@@ -166,8 +174,14 @@ fn value(row: &Parameter, text: &str) -> Result<Setting, String> {
             _ => return Err("write on or off".to_owned()),
         },
         Kind::Choice { .. } => row.chosen(text).map_err(|error| error.to_string())?,
+        Kind::Text { form: FILES, .. } if text.contains(',') => {
+            return Err(
+                "a path with a comma can't be given here; for several files write the flag several times"
+                    .into(),
+            );
+        }
         // The machine's process may have another current folder.
-        Kind::Text { form: "DIR" | "FILE", .. } if !text.is_empty() => {
+        Kind::Text { form: "DIR" | "FILE" | FILES, .. } if !text.is_empty() => {
             let path = std::path::absolute(text).map_err(|error| error.to_string())?;
             Setting::Text(Some(path.to_str().ok_or("the path is not UTF-8")?.into()))
         }

@@ -25,6 +25,7 @@ Examples:
   tern run --image linux --memory 2G,backing=memfd,thp=on --control /tmp/a.sock
   tern run --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --net tap=tern0
   tern run --memory 1G --cpus 2 --control /tmp/b.sock --incoming tcp:0.0.0.0:4444 --tls-creds /etc/tern/tls
+  tern run --memory 1G --control /tmp/b.sock --incoming unix:/tmp/m.sock --known /var/snap/web.tern
   tern run --cpu ./both.json --image linux
   tern run --dirty-log ring,size=65536 --cpus 4 --image linux --control /tmp/a.sock
 
@@ -234,6 +235,10 @@ mod tests {
         let expected = serde_json::json!({ "insecure": true, "tls-allow": "host-a", "tls-creds": here });
         assert_eq!(serde_json::Value::Object(config.awaited), expected);
         assert!(parse("--image x --insecure").unwrap_err().contains("--incoming"));
+        let config = parse("--incoming tcp::0 --known a --known /b").unwrap();
+        let expected = format!("{},/b", std::path::absolute("a").unwrap().display());
+        assert_eq!(config.awaited["known"], serde_json::json!(expected));
+        assert!(parse("--incoming tcp::0 --known a,b").unwrap_err().contains("several times"));
         assert!(parse("--incoming tcp::0 --max-bandwidth 1M").is_err());
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tern_migration::channel::{self, Acceptor, Security, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
+use tern_migration::known::KnownPages;
 use tern_migration::source::{self, Doubt, Outcome, SourceEnd};
 use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Report, Side, Status};
 
@@ -92,6 +93,19 @@ fn too_late(report: &Report) -> CommandError {
     })
 }
 
+/// Begins to read the files that a destination was told of.
+fn known_pages(parameters: &Parameters) -> Result<Option<Arc<KnownPages>>, CommandError> {
+    let files = parameters.known_files();
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let ended = |text: Result<&str, &str>| match text {
+        Ok(text) => tracing::info!("known: {text}"),
+        Err(text) => tracing::warn!("no page is known: {text}"),
+    };
+    KnownPages::open(&files, ended).map(Some).map_err(|error| failed(&error))
+}
+
 impl Machine {
     /// An attempt to come, for [`Self::start`].
     pub(super) fn new_attempt(&self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
@@ -138,9 +152,10 @@ impl Machine {
         if let Uri::File { path } = uri {
             return self.take_from_file(path, parameters);
         }
+        let known = known_pages(&parameters)?;
         let acceptor = channel::listen(&uri, &Security::of(&parameters)).map_err(|error| failed(&error))?;
         tracing::info!(uri = acceptor.route().place(), "waiting for a guest");
-        self.awaited = parameters;
+        (self.awaited, self.known) = (parameters, known);
         self.receiver = Some(Arc::new(Receiver { acceptor }));
         self.await_guest();
         Ok(())
@@ -150,9 +165,10 @@ impl Machine {
     pub(super) fn await_guest(&mut self) {
         let (Some(receiver), true) = (self.receiver.clone(), self.vm.is_some()) else { return };
         let register = Arc::clone(&self.attendance.register);
-        let uri = receiver.acceptor.route().place().to_owned();
+        let (uri, known) = (receiver.acceptor.route().place().to_owned(), self.known.clone());
         let receive = move |vm, Attempt { control, live, .. }: Attempt| {
-            let end = destination::receive_with(vm, &receiver.acceptor, &live, &register, &control);
+            let end =
+                destination::receive_with(vm, &receiver.acceptor, &live, &register, known.as_ref(), &control);
             if end
                 .as_ref()
                 .is_err_and(|failure| matches!(failure.error, MigrationError::Link(LinkError::Listen { .. })))
@@ -275,7 +291,7 @@ impl Machine {
             if let Some(receiver) = &self.receiver {
                 self.attend(Arc::clone(&receiver.acceptor), false, true);
             }
-            self.awaited = Parameters::default();
+            (self.awaited, self.known) = (Parameters::default(), None);
             return self.has_arrived();
         }
         // A descriptor or a command is one connection: where the next guest comes from must be said again.
@@ -321,7 +337,7 @@ impl Machine {
                     self.attend(Arc::clone(&receiver.acceptor), settled, false);
                 }
                 // They were for this guest's way here.
-                self.awaited = Parameters::default();
+                (self.awaited, self.known) = (Parameters::default(), None);
                 self.has_arrived();
             }
             Ended::File(mode, Ok(Received { mut vm, running, .. })) => {

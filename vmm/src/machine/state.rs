@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tern_migration::known::KnownPages;
 use tern_migration::snapshot::SnapshotFile;
 use tern_migration::{Control, LiveParameters, Parameters};
 
@@ -56,6 +57,8 @@ pub struct Machine {
     pub(super) receiver: Option<Arc<Receiver>>,
     /// For the awaited incoming migration.
     pub(super) awaited: Parameters,
+    /// Pages that its source needn't send.
+    pub(super) known: Option<Arc<KnownPages>>,
     /// A source that was not answered.
     pub(super) doubt: Option<Doubtful>,
     /// What a destination knows for sources that were not answered.
@@ -118,6 +121,7 @@ impl Machine {
             check: None,
             receiver: None,
             awaited,
+            known: None,
             doubt: None,
             attendance: Attendance::default(),
             opened: opened_file,

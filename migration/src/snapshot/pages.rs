@@ -1,21 +1,22 @@
-//! A snapshot as the pager sees it.
+//! A snapshot as a source of pages: for the pager, and for a destination that knows it.
 
 use std::error::Error;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::{PageEntry, SnapshotError, SnapshotFile};
 use crate::pager::{Fetched, PageSource};
-use crate::snapshot::{PageEntry, SnapshotError, SnapshotFile};
 use crate::vm::PAGE_BYTES;
 
 /// Entries that are looked up at once behind a batch of zero pages: about a block of the table.
 const LOOK_PAGES: u64 = 340;
 
 /// The pages of a file, each verified when it is asked for.
-pub(super) struct SnapshotPages {
-    pub(super) path: PathBuf,
-    pub(super) snapshot: Arc<SnapshotFile>,
+#[derive(Debug)]
+pub(crate) struct SnapshotPages {
+    pub(crate) path: PathBuf,
+    pub(crate) snapshot: Arc<SnapshotFile>,
 }
 
 impl PageSource for SnapshotPages {
