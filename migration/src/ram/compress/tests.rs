@@ -147,3 +147,32 @@ proptest! {
         _ = decompressor.decompress(&near, &mut out);
     }
 }
+
+/// Some pages of noise, then text: around the border of what is worth it.
+fn mixed(noisy: usize, pages: usize, seed: u64) -> Vec<u8> {
+    let noisy = noisy.min(pages);
+    [noise(noisy, seed), text(pages - noisy, seed)].concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// A group that was given up in the middle leaves nothing to those behind it.
+    #[test]
+    fn groups_behind_one_that_was_given_up_come_back(
+        groups in prop::collection::vec((0usize..=16, 1usize..=16, any::<u64>()), 1..20),
+    ) {
+        for method in METHODS {
+            let mut compressor = (method.compressor)(method.default_level).unwrap();
+            let mut decompressor = (method.decompressor)().unwrap();
+            for (noisy, pages, seed) in &groups {
+                let group = mixed(*noisy, *pages, *seed);
+                let mut out = Vec::new();
+                if compressor.compress(&group, &mut out) {
+                    let mut back = vec![0xee; group.len()];
+                    let done = decompressor.decompress(&out, &mut back);
+                    prop_assert!(done.is_ok() && back == group, "{} {noisy} of {pages}: {done:?}", method.name);
+                }
+            }
+        }
+    }
+}

@@ -8,29 +8,41 @@ pub(super) const METHOD: Method = Method {
     name: "zlib",
     encoding: 5,
     levels: 1..=9,
-    default_level: 1,
+    // zlib-rs has a method of its own at level 1, with a third more bytes than other zlibs make there.
+    default_level: 2,
     compressor: |level| {
         let level = Compression::new(METHOD.level(level));
-        Ok(Box::new(ZlibCompressor(Compress::new(level, true))))
+        Ok(Box::new(ZlibCompressor { level, stream: Compress::new(level, true) }))
     },
     decompressor: || Ok(Box::new(ZlibDecompressor(Decompress::new(true)))),
 };
 
 #[derive(Debug)]
-struct ZlibCompressor(Compress);
+struct ZlibCompressor {
+    level: Compression,
+    stream: Compress,
+}
 
 #[derive(Debug)]
 struct ZlibDecompressor(Decompress);
 
 impl Compressor for ZlibCompressor {
     fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) -> bool {
-        self.0.reset();
+        let Self { level, stream } = self;
         // What isn't at its end when that is full is too long.
         let most_bytes = most_bytes(pages);
-        append(out, most_bytes, most_bytes, |room| {
-            let status = self.0.compress(pages, room, FlushCompress::Finish).ok()?;
-            (status == Status::StreamEnd).then(|| usize::try_from(self.0.total_out()).ok()).flatten()
-        })
+        let shorter = append(out, most_bytes, most_bytes, |room| {
+            let status = stream.compress(pages, room, FlushCompress::Finish).ok()?;
+            (status == Status::StreamEnd).then(|| usize::try_from(stream.total_out()).ok()).flatten()
+        });
+        if shorter {
+            stream.reset();
+        } else {
+            // zlib-rs 0.6.8 resets a stream that was given up in the middle as if no block were open: at level 1 the
+            // next one has no header then, and nobody can read it.
+            *stream = Compress::new(*level, true);
+        }
+        shorter
     }
 }
 
