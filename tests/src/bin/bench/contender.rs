@@ -49,6 +49,8 @@ pub struct Machine {
     pub cpus: u32,
     /// What it has beside the least.
     pub devices: Option<Devices>,
+    /// The network namespace in which it runs.
+    pub namespace: Option<String>,
     /// tern's `TERN_LOG`.
     pub log: Option<&'static str>,
 }
@@ -58,9 +60,7 @@ pub struct Machine {
 pub struct Devices {
     /// A raw file. Both sides of a migration have it.
     pub disk: PathBuf,
-    /// The network namespace that has the TAPs.
-    pub namespace: String,
-    /// For the process in which the guest boots, and for the one to which it goes.
+    /// In the machine's namespace; for the process in which the guest boots, and for the one to which it goes.
     pub taps: [&'static str; 2],
 }
 
@@ -83,6 +83,7 @@ impl Machine {
             memory_mib: 1024,
             cpus: 1,
             devices: None,
+            namespace: None,
             log: None,
         }
     }
@@ -148,10 +149,10 @@ impl Machine {
     }
 
     fn program(&self, program: &Path) -> Command {
-        let Some(devices) = &self.devices else { return Command::new(program) };
+        let Some(namespace) = &self.namespace else { return Command::new(program) };
         let mut command = Command::new("ip");
         // It becomes the program: the process has the same number.
-        command.args(["netns", "exec", &devices.namespace]).arg(program);
+        command.args(["netns", "exec", namespace]).arg(program);
         command
     }
 

@@ -29,7 +29,8 @@ pub fn measure(plan: &Plan) -> Group {
         pair.tern.0 = (0..plan.runs).map(|_| scan_gib_per_s(&pages)).collect();
         Figure::new(name, "GiB/s", pair, None)
     });
-    Group { name: "engine", setting: "one thread of tern's engine".to_owned(), figures: figures.to_vec() }
+    let setting = "one thread of tern's engine".to_owned();
+    Group { name: "engine", setting, figures: figures.to_vec(), notes: Vec::new() }
 }
 
 fn scan_gib_per_s(pages: &[Page]) -> f64 {

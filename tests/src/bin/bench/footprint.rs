@@ -33,5 +33,6 @@ pub fn measure(plan: &Plan) -> io::Result<Group> {
             Figure::new("RSS", "MiB", rss, Some(Aim::Below(8.0))),
             Figure::new("PSS", "MiB", pss, Some(Aim::Below(8.0))),
         ],
+        notes: Vec::new(),
     })
 }

@@ -7,6 +7,9 @@
 //! footprint           memory of the process                           (accounting)
 //! migration           pulse moves: idle, rewriting, capped, at rest   (pulse_lines, accounting)
 //!                     and what the proof of equality and TLS cost
+//! channels            as fast as it goes, over one connection and two       (chain, way, bound)
+//! link                each encoding over 1 Gbit/s and 100 Mbit/s
+//! deltas              XBZRLE under a limit
 //! state               the stop's part that is neither memory nor link, for machines of several sizes
 //! saving, restoring   pulse into a file, beside dd; from a file to its first instruction
 //! engine              parts of tern's engine alone
@@ -17,11 +20,16 @@
 //! Nothing is asserted: aims stand beside the figures. A guest that complains or a VMM that fails ends the bench.
 
 mod accounting;
+mod bound;
+mod chain;
+mod channels;
 mod contender;
+mod deltas;
 mod engine;
 mod first_instruction;
 mod footprint;
 mod interrupt;
+mod link;
 mod migration;
 mod plan;
 mod pulse_lines;
@@ -31,10 +39,12 @@ mod start_up;
 mod state;
 mod statistics;
 mod table;
+mod way;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 use clap::Parser;
 use serde_json::{Value, json};
@@ -75,7 +85,7 @@ struct Arguments {
     disk: PathBuf,
 }
 
-const GROUPS: [&str; 14] = [
+const GROUPS: [&str; 19] = [
     "start-up",
     "overhead",
     "engine",
@@ -84,6 +94,11 @@ const GROUPS: [&str; 14] = [
     "rewriting",
     "capped",
     "throughput",
+    "channel",
+    "channels",
+    "link-1g",
+    "link-100m",
+    "xbzrle",
     "proof",
     "tls",
     "state",
@@ -141,6 +156,11 @@ fn measure(plan: &Plan, name: &str, image: &str) -> io::Result<Option<Group>> {
         ("overhead", _) => footprint::measure(plan).map(Some),
         ("engine", _) => Ok(Some(engine::measure(plan))),
         ("boot", _) => start_up::linux(plan, image),
+        ("channel", _) => channels::one(plan).map(Some),
+        ("channels", _) => channels::two(plan).map(Some),
+        ("link-1g", _) => link::measure(plan, &link::SCENARIOS[0]),
+        ("link-100m", _) => link::measure(plan, &link::SCENARIOS[1]),
+        ("xbzrle", _) => deltas::measure(plan).map(Some),
         ("proof", _) => migration::proof(plan).map(Some),
         ("tls", _) => migration::tls(plan).map(Some),
         ("state", _) => state::measure(plan),
@@ -172,8 +192,8 @@ fn make_plan(arguments: &Arguments) -> io::Result<Plan> {
         transport: arguments.transport,
         programs: Programs { tern, qemu: arguments.qemu.clone() },
         pulse,
-        folder,
-        on_disk: tempfile::Builder::new().prefix("tern-bench").tempdir_in(&arguments.disk)?,
+        folder: Arc::new(folder),
+        on_disk: Arc::new(tempfile::Builder::new().prefix("tern-bench").tempdir_in(&arguments.disk)?),
     })
 }
 

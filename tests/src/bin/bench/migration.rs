@@ -142,6 +142,7 @@ pub fn measure(plan: &Plan, scenario: &Scenario) -> io::Result<Group> {
             Figure::new("CPU of the source", "s", source, None),
             Figure::new("CPU of the destination", "s", destination, None),
         ],
+        notes: Vec::new(),
     })
 }
 
@@ -178,7 +179,7 @@ pub fn proof(plan: &Plan) -> io::Result<Group> {
     ];
     let figures = rows.into_iter().zip(both).map(|((name, unit), pair)| Figure::new(name, unit, pair, None));
     let setting = format!("migration of pulse with the proof of equality and without, {}", rewriting.setting);
-    Ok(Group { name: "proof", setting, figures: figures.collect() })
+    Ok(Group { name: "proof", setting, figures: figures.collect(), notes: Vec::new() })
 }
 
 /// What TLS costs: tern moves the guest that rewrites its memory with it and without, in turns.
@@ -212,7 +213,7 @@ pub fn tls(plan: &Plan) -> io::Result<Group> {
     ];
     let figures = rows.into_iter().zip(both).map(|((name, unit), pair)| Figure::new(name, unit, pair, None));
     let setting = format!("migration of pulse with TLS (a shared secret) and without, {}", rewriting.setting);
-    Ok(Group { name: "tls", setting, figures: figures.collect() })
+    Ok(Group { name: "tls", setting, figures: figures.collect(), notes: Vec::new() })
 }
 
 /// What is special about a migration.
@@ -250,8 +251,8 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, way: Way<'_>) -> io::Resu
     let printed_before = source.serial().len();
     let begin = SystemTime::now();
     here.execute("migrate", command);
-    let completed = when(&wait_until_completed(&mut here, vmm));
-    let running = when(&there.wait_event("RESUME"));
+    let completed = since_ms(begin, &wait_until_completed(&mut here, vmm));
+    let running = since_ms(begin, &there.wait_event("RESUME"));
     let cpu_after = [cpu_seconds(source.pid())?, cpu_seconds(destination.pid())?];
     let report = here.execute("query-migrate", json!({}));
 
@@ -261,14 +262,10 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, way: Way<'_>) -> io::Resu
     });
     let seen =
         record.across_switch(printed_before).map_err(|what| io::Error::other(format!("{vmm:?}: {what}")))?;
-    let since_ms = |moment: Duration| {
-        let begin = begin.duration_since(UNIX_EPOCH).unwrap_or_default();
-        (moment.as_secs_f64() - begin.as_secs_f64()) * 1e3
-    };
     let hash_ms = |name: &str| report["report"]["proof"][name].as_f64().unwrap_or(0.0) / 1e3;
     Ok(Moved {
-        total_ms: since_ms(completed),
-        until_running_ms: since_ms(running),
+        total_ms: completed,
+        until_running_ms: running,
         downtime_ms: downtime_ms(&report),
         seen,
         control_gap_us: record.worst_gap_us(control_from..printed_before).unwrap_or(0),
@@ -283,11 +280,16 @@ fn migrate(plan: &Plan, scenario: &Scenario, vmm: Vmm, way: Way<'_>) -> io::Resu
 
 /// The event that says that a migration is complete.
 pub fn wait_until_completed(source: &mut Qmp, vmm: Vmm) -> Value {
-    source.wait_event_where("MIGRATION completed", |event| {
-        let status = event["data"]["status"].as_str().unwrap_or_default();
-        assert!(!["failed", "cancelled"].contains(&status), "{vmm:?}: the migration is {status}");
-        event["event"] == "MIGRATION" && status == "completed"
-    })
+    const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
+    let status = |event: &Value| event["data"]["status"].as_str().unwrap_or_default().to_owned();
+    let event = source.wait_event_where("MIGRATION completed", |event| {
+        event["event"] == "MIGRATION" && ENDS.contains(&&*status(event))
+    });
+    if status(&event) != "completed" {
+        let report = source.execute("query-migrate", json!({}));
+        panic!("{vmm:?}: the migration is {}: {}", status(&event), report["error-desc"]);
+    }
+    event
 }
 
 /// Where the destination listens. A TCP port is free when it is looked for, which will do for a bench.
@@ -313,14 +315,16 @@ pub fn prepare(source: &mut Qmp, vmm: Vmm, uri: &str, max_bandwidth: u64) -> Val
     }
 }
 
-/// The time stamp of an event, since the epoch.
-fn when(event: &Value) -> Duration {
+/// Milliseconds from `begin` to the time stamp of an event.
+pub fn since_ms(begin: SystemTime, event: &Value) -> f64 {
     let part = |name: &str| event["timestamp"][name].as_u64().unwrap_or(0);
-    Duration::from_secs(part("seconds")) + Duration::from_micros(part("microseconds"))
+    let moment = Duration::from_secs(part("seconds")) + Duration::from_micros(part("microseconds"));
+    let begin = begin.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (moment.as_secs_f64() - begin.as_secs_f64()) * 1e3
 }
 
 /// tern's report has microseconds; QEMU has whole milliseconds only.
-fn downtime_ms(report: &Value) -> f64 {
+pub fn downtime_ms(report: &Value) -> f64 {
     let exact = report["report"]["downtime"]["total_us"].as_f64().map(|us| us / 1e3);
     exact.or(report["downtime"].as_f64()).unwrap_or(f64::NAN)
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -19,7 +20,7 @@ pub enum Transport {
 }
 
 /// The settings of one bench.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// Runs of each figure and VMM.
     pub runs: usize,
@@ -32,9 +33,9 @@ pub struct Plan {
     /// pulse as a file.
     pub pulse: PathBuf,
     /// Files of the bench.
-    pub folder: TempDir,
+    pub folder: Arc<TempDir>,
     /// A folder on a disk, for guests that are saved.
-    pub on_disk: TempDir,
+    pub on_disk: Arc<TempDir>,
 }
 
 /// The runs of one figure: tern's and QEMU's.
@@ -47,6 +48,11 @@ pub struct Pair {
 }
 
 impl Plan {
+    /// The same over another transport.
+    pub fn over(&self, transport: Transport) -> Self {
+        Self { transport, ..self.clone() }
+    }
+
     /// Writes a file of the bench's own.
     pub fn file(&self, name: &str, content: &[u8]) -> io::Result<PathBuf> {
         let path = self.folder.path().join(name);

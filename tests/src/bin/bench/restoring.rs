@@ -47,7 +47,7 @@ pub fn measure(plan: &Plan) -> io::Result<Group> {
         figures.extend(of_size(plan, &machine, &tern, &qemu)?);
     }
     let setting = "exec to the guest's first byte; pulse, nearly all of its memory not zero; QEMU reads all memory in each case";
-    Ok(Group { name: "restore", setting: setting.to_owned(), figures })
+    Ok(Group { name: "restore", setting: setting.to_owned(), figures, notes: Vec::new() })
 }
 
 fn of_size(plan: &Plan, machine: &Machine, tern: &PathBuf, qemu: &PathBuf) -> io::Result<Vec<Figure>> {

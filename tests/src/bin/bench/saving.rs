@@ -89,7 +89,7 @@ fn measure(plan: &Plan, name: &'static str, place: &str, folder: &Path, ways: &[
         figures.push(Figure::new(format!("{how}: save / dd"), "", ratio, Some(Aim::Below(1.1))));
     }
     let setting = format!("a stopped pulse of 1 GiB, {CONTENT_MIB} MiB of it not zero, into a file {place}");
-    Ok(Group { name, setting, figures })
+    Ok(Group { name, setting, figures, notes: Vec::new() })
 }
 
 /// Both guests, and where they are saved.

@@ -60,6 +60,7 @@ pub fn bare(plan: &Plan) -> io::Result<Group> {
             Figure::new("kernel's first instruction", "ms", entries, None),
             Figure::new("pulse's first line", "ms", lines, None),
         ],
+        notes: Vec::new(),
     })
 }
 
@@ -74,6 +75,7 @@ pub fn linux(plan: &Plan, image: &str) -> io::Result<Option<Group>> {
         memory_mib: 256,
         cpus: 1,
         devices: None,
+        namespace: None,
         log: None,
     };
     let [times] = plan.in_turns(&format!("boot of {image}"), plan.slow_runs, |vmm| {
@@ -83,6 +85,7 @@ pub fn linux(plan: &Plan, image: &str) -> io::Result<Option<Group>> {
         name: "boot",
         setting: format!("image {image} from exec to its agent, 256 MiB, 1 vCPU"),
         figures: vec![Figure::new("boot", "s", times, None)],
+        notes: Vec::new(),
     }))
 }
 

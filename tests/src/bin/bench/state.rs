@@ -33,15 +33,12 @@ pub fn measure(plan: &Plan) -> io::Result<Option<Group>> {
         return Ok(None);
     }
     let namespace = Namespace::new(&TAPS);
-    let devices = Devices {
-        disk: plan.file("disk", &[0; 1 << 20])?,
-        namespace: namespace.name().to_owned(),
-        taps: TAPS,
-    };
+    let devices = Devices { disk: plan.file("disk", &[0; 1 << 20])?, taps: TAPS };
     let machine = |cpus: u32, devices: Option<Devices>| {
         let cmdline = format!("ws=16M rate=2000 cpus={cpus} nap=10");
         let log = devices.as_ref().map(|_| "warn,tern::sections=debug");
-        Machine { memory_mib: 64, cpus, devices, log, ..Machine::pulse(&plan.pulse, &cmdline) }
+        let namespace = devices.as_ref().map(|_| namespace.name().to_owned());
+        Machine { memory_mib: 64, cpus, devices, namespace, log, ..Machine::pulse(&plan.pulse, &cmdline) }
     };
     let machines = [
         ("2 vCPUs, all devices", machine(2, Some(devices)), Some(Aim::Below(1.0))),
@@ -58,7 +55,7 @@ pub fn measure(plan: &Plan) -> io::Result<Option<Group>> {
     }
     figures.extend(parts.figures());
     let setting = "state without memory, of a pulse that writes, moved between two processes".to_owned();
-    Ok(Some(Group { name: "state", setting, figures }))
+    Ok(Some(Group { name: "state", setting, figures, notes: Vec::new() }))
 }
 
 /// One migration; returns the milliseconds of save and load.

@@ -40,6 +40,8 @@ pub struct Group {
     pub setting: String,
     /// In the order of the table.
     pub figures: Vec<Figure>,
+    /// What the figures say, in words.
+    pub notes: Vec<String>,
 }
 
 impl Aim {
@@ -101,7 +103,7 @@ impl Group {
     /// For the JSON file.
     pub fn to_json(&self) -> Value {
         let figures = self.figures.iter().map(Figure::to_json).collect::<Vec<_>>();
-        json!({ "name": self.name, "setting": self.setting, "figures": figures })
+        json!({ "name": self.name, "setting": self.setting, "figures": figures, "notes": self.notes })
     }
 
     /// For people.
@@ -115,6 +117,9 @@ impl Group {
             let [a, b, c, d] = widths;
             let line = format!("  {name:a$}  {tern:>b$}  {qemu:>c$}  {ratio:>d$}  {aim}");
             let _ = writeln!(table, "{}", line.trim_end());
+        }
+        for note in &self.notes {
+            let _ = writeln!(table, "  {note}");
         }
         table
     }
@@ -167,7 +172,8 @@ mod tests {
     #[test]
     fn a_missed_aim_can_be_seen() {
         let figures = vec![figure(Aim::PartOfQemu(0.5), 30.0, 40.0)];
-        let table = Group { name: "idle", setting: "1 GiB".to_owned(), figures }.to_table();
+        let table =
+            Group { name: "idle", setting: "1 GiB".to_owned(), figures, notes: Vec::new() }.to_table();
         assert!(
             table.contains("30.0 [30.0 - 30.0]  40.0 [40.0 - 40.0]   0.75  <= 0.5 of QEMU: MISSED"),
             "{table}"
