@@ -13,6 +13,7 @@ mod acceptor;
 mod connector;
 pub mod descriptor;
 mod exec;
+pub(crate) mod halves;
 mod listener;
 pub(crate) mod pacer;
 pub(crate) mod socket;

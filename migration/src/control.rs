@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::cancel::Cancel;
 use crate::channel::Woken;
 use crate::error::{LinkError, MigrationError};
+use crate::pager::PagerError;
 use crate::stats::{ErrorReport, Report, Side, Status};
 use crate::thread::{self, Clock, Thread};
 use crate::vm::Aspect;
@@ -22,6 +23,10 @@ pub trait Observer: Send + Sync {
     /// A destination has turned somebody away who did not introduce itself as a source; `text` says why.
     fn turned_away(&self, text: &str) {
         let _ = text;
+    }
+    /// Post-copy: a page of the guest's, which runs here, can't be placed: whoever waits for it waits until the process ends.
+    fn memory_lost(&self, error: PagerError) {
+        let _ = error;
     }
     /// A destination has told somebody whether his guest fits (`migrate --check`): these are the aspects that don't.
     fn asked(&self, differing: &[Aspect]) {

@@ -9,9 +9,12 @@
 //! ```
 
 mod agree;
+mod arrival;
+mod attending;
 mod channels;
 mod check;
 mod handover;
+mod life;
 mod load;
 mod lobby;
 mod restore;
@@ -34,6 +37,7 @@ use self::agree::Connected;
 use self::handover::Handover;
 use self::lobby::Met;
 
+pub use self::arrival::Arrival;
 pub use self::lobby::attend;
 pub use self::restore::{Filling, Restore, restore};
 
@@ -48,6 +52,9 @@ pub struct Received<V> {
     pub running: bool,
     /// The source knows that the guest is here. If not, it may ask: see [`attend`].
     pub settled: bool,
+    /// Post-copy: a part of its memory is still at the source, and comes as long as this is kept. It listens for the source by
+    /// itself.
+    pub arrival: Option<Arrival>,
 }
 
 /// The guest has not arrived, or doesn't run.
@@ -59,6 +66,8 @@ pub struct ReceiveError<V> {
     /// The source has given the guest up and only starting it failed: **this machine holds the only guest**
     /// and must be kept.
     pub committed: bool,
+    /// As in [`Received`]: only if `committed`.
+    pub arrival: Option<Arrival>,
     /// Why.
     pub error: MigrationError,
 }
@@ -101,7 +110,7 @@ pub fn receive_with<V: DestinationVm>(
             let mut report = Report::new(Side::Destination);
             report.set_route(acceptor.route());
             control.announce(report, status, Some(&error));
-            Err(Box::new(ReceiveError { vm, committed: false, error }))
+            Err(Box::new(ReceiveError { vm, committed: false, arrival: None, error }))
         }
     }
 }
@@ -127,6 +136,14 @@ pub fn receive<V: DestinationVm>(
     attempt.run(met)
 }
 
+/// A guest of which a part is missing, before it runs.
+struct Arriving {
+    arrival: Arrival,
+    /// All connections but the first and the urgent one.
+    further: Vec<Wire>,
+    acceptor: Arc<dyn Acceptor>,
+}
+
 /// Everything that lasts over the phases.
 struct Attempt<V> {
     vm: V,
@@ -140,6 +157,8 @@ struct Attempt<V> {
     /// Pages that needn't come.
     known: Option<Arc<KnownPages>>,
     handover: Handover,
+    /// Post-copy has begun.
+    arriving: Option<Arriving>,
     register: Arc<Register>,
     published_us: u64,
     /// While memory arrives.
@@ -163,6 +182,7 @@ impl<V: DestinationVm> Attempt<V> {
             decompress_threads: 0,
             known: None,
             handover: Handover::default(),
+            arriving: None,
             register: Arc::clone(register),
             published_us: 0,
             live_started_us: None,
@@ -227,8 +247,14 @@ impl<V: DestinationVm> Attempt<V> {
         }
         let error = match result {
             Ok(running) => {
-                self.set_status(Status::Completed);
-                return Ok(Received { vm: self.vm, running, settled: self.handover.settled });
+                let Some(Arriving { arrival, further, .. }) = self.arriving.take() else {
+                    self.set_status(Status::Completed);
+                    let settled = self.handover.settled;
+                    return Ok(Received { vm: self.vm, running, settled, arrival: None });
+                };
+                self.report.status = Status::PostcopyActive;
+                let arrival = Some(arrival.go_on(self.report, Some(self.wire), further));
+                return Ok(Received { vm: self.vm, running, settled: true, arrival });
             }
             Err(error) => self.wire.last_words(error),
         };
@@ -237,10 +263,22 @@ impl<V: DestinationVm> Attempt<V> {
             let over = self.step(if cancelled { Event::Cancel } else { Event::Failed });
             debug_assert!(over.is_ok(), "nothing is sent at the end");
         }
+        let committed = self.handover.state.is_committed();
+        // Nobody waits for pages any more, unless the guest is here.
+        let arriving = self.arriving.take().filter(|_| committed);
         self.wire.farewell(&error);
         self.report.error = Some(ErrorReport::from(&error));
-        self.set_status(if cancelled { Status::Cancelled } else { Status::Failed });
-        Err(Box::new(ReceiveError { vm: self.vm, committed: self.handover.state.is_committed(), error }))
+        let arrival = match arriving {
+            Some(Arriving { arrival, .. }) => {
+                self.report.status = Status::PostcopyPaused;
+                Some(arrival.go_on(self.report, None, Vec::new()))
+            }
+            None => {
+                self.set_status(if cancelled { Status::Cancelled } else { Status::Failed });
+                None
+            }
+        };
+        Err(Box::new(ReceiveError { vm: self.vm, committed, arrival, error }))
     }
 }
 

@@ -183,6 +183,9 @@ pub enum MigrationError {
         /// The limit.
         switchover_limit_ms: u64,
     },
+    /// A person has broken the connections of post-copy on purpose.
+    #[error("a person has paused post-copy: its connections were closed, and are made anew")]
+    Paused,
     /// Somebody cancelled it.
     #[error("the migration was cancelled")]
     Cancelled,
@@ -314,6 +317,16 @@ pub enum ProtocolError {
         /// The round.
         round: u32,
     },
+    /// Post-copy: a page that the destination isn't without.
+    #[error("frame {frame}: page {page} of region {region} is not missing at the destination")]
+    NotMissing {
+        /// Frame's name.
+        frame: &'static str,
+        /// Its region.
+        region: u16,
+        /// Its place in the region.
+        page: u64,
+    },
     /// A connection of another session.
     #[error("the peer answered for session {found}, expected {expected}")]
     Session {
@@ -417,7 +430,7 @@ impl MigrationError {
             | Self::Resume { .. } => Blame::Local,
             Self::NotWaiting | Self::NoPostcopy { .. } => Blame::Incompatible,
             Self::NotConverging { .. } | Self::NotContinued { .. } => Blame::Limit,
-            Self::Cancelled => Blame::Cancelled,
+            Self::Cancelled | Self::Paused => Blame::Cancelled,
         }
     }
 
@@ -441,6 +454,7 @@ impl MigrationError {
             Self::NoPostcopy { .. } => "no-postcopy",
             Self::NotConverging { .. } => "not-converging",
             Self::NotContinued { .. } => "not-continued",
+            Self::Paused => "paused",
             Self::Cancelled => "cancelled",
         }
     }
@@ -481,6 +495,7 @@ impl ProtocolError {
             Self::Undecodable { .. } => "undecodable-page",
             Self::LostBase { .. } => "lost-base",
             Self::PageTwice { .. } => "out-of-order",
+            Self::NotMissing { .. } => "not-missing",
         }
     }
 }

@@ -412,6 +412,12 @@ impl Placer {
         self.0.fail(error);
     }
 
+    /// Gives this memory up before a guest has ever run in it: whoever waits goes on, over pages that are zero, and nobody
+    /// is told of an end.
+    pub(crate) fn release(&self) {
+        self.0.release();
+    }
+
     /// What the pager did so far.
     pub fn report(&self) -> PagerReport {
         self.0.report()

@@ -4,3 +4,4 @@ pub(crate) mod downtime;
 pub(crate) mod encoding;
 pub(crate) mod link;
 pub(crate) mod postcopy;
+pub(crate) mod push_order;

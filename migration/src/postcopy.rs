@@ -14,4 +14,7 @@
 //! part is in `source/serving.rs` and `destination/arrival.rs`; here is what both have, and what a machine must be able to
 //! do.
 
+pub(crate) mod batch;
+pub(crate) mod lines;
 pub(crate) mod pages;
+pub(crate) mod request;

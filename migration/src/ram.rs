@@ -25,7 +25,7 @@ pub(crate) use encoder::{Encoder, Outgoing};
 pub(crate) use group::{Auto, Compression};
 pub(crate) use guest::RamView;
 pub(crate) use known::{DIGEST_BYTES, DIGESTS_PER_FRAME, KnownSet, PageDigest};
-pub(crate) use receive::{Decoding, Incoming, PageReceiver, PageRounds};
+pub(crate) use receive::{Decoding, Incoming, PageReceiver, PageRounds, check as check_records};
 #[doc(hidden)]
 pub use zero::is_zero_slice;
 

@@ -23,7 +23,9 @@ mod handover;
 mod lanes;
 mod link;
 mod opening;
+mod postcopy;
 mod rounds;
+pub(crate) mod serving;
 mod switchover;
 
 use std::sync::Arc;

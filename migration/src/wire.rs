@@ -26,6 +26,7 @@ pub(crate) use message::{
 };
 pub(crate) use page_set::{PageSetReader, encode as encode_page_set};
 
+use crate::channel::halves::{Half, halves};
 use crate::channel::span::{InSpan, OutSpan};
 use crate::channel::stream::Stream;
 use crate::channel::{Connection, Direction, TlsError, Woken};
@@ -149,6 +150,33 @@ impl Wire {
         self.cancellable = false;
     }
 
+    /// The same connection for two threads: one that sends, and one that receives.
+    pub(crate) fn split(self) -> std::io::Result<[Self; 2]> {
+        let half = |stream: Half| Self {
+            stream: Box::new(stream),
+            timeout: self.timeout,
+            deadline_us: self.deadline_us,
+            control: Arc::clone(&self.control),
+            side: self.side,
+            cancellable: self.cancellable,
+            epoch: self.epoch,
+            sent_frames: self.sent_frames,
+            received_frames: self.received_frames,
+            cut_sending: self.cut_sending,
+            introduced: self.introduced,
+            cut_receiving: self.cut_receiving,
+            traffic: Arc::clone(&self.traffic),
+            out: Vec::with_capacity(BUFFER_BYTES),
+            payload: Vec::with_capacity(BUFFER_BYTES),
+        };
+        Ok(halves(self.stream)?.map(half))
+    }
+
+    /// From here on a halt ends what it waits for, again.
+    pub(crate) fn heed_halt(&mut self) {
+        self.cancellable = true;
+    }
+
     /// Sends the eight bytes that say what this is.
     pub(crate) fn send_magic(&mut self) -> Result<(), MigrationError> {
         self.count(MAGIC.len());
@@ -206,7 +234,8 @@ impl Wire {
         });
         self.out = out;
         if let Ok(bytes) = result {
-            self.count(if frame == FrameType::State { HEADER_BYTES } else { bytes as usize });
+            let is_message = !matches!(frame, FrameType::State | FrameType::PageIn);
+            self.count(if is_message { bytes as usize } else { HEADER_BYTES });
         }
         result
     }
@@ -321,7 +350,7 @@ impl Wire {
         self.received_frames = due.wrapping_add(1);
         self.cut_receiving = header.head != header.length;
         self.count(match header.frame {
-            FrameType::State | FrameType::Pages => HEADER_BYTES,
+            FrameType::State | FrameType::Pages | FrameType::PageIn => HEADER_BYTES,
             _ => HEADER_BYTES + header.length as usize,
         });
         Ok(header)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::pacer::Pacer;
-use crate::config::LiveParameters;
+use crate::config::{LiveParameters, Parameters};
 use crate::control::Control;
 use crate::error::MigrationError;
 
@@ -17,17 +17,28 @@ const PAUSE_MAX_US: u64 = 50_000;
 pub(crate) struct Throttle {
     pacer: Mutex<Pacer>,
     live: LiveParameters,
+    /// Which limit.
+    rate: fn(&Parameters) -> u64,
     control: Arc<Control>,
 }
 
 impl Throttle {
     pub(crate) fn new(live: &LiveParameters, control: &Arc<Control>) -> Self {
-        let pacer = Mutex::new(Pacer::new(live.get().max_bandwidth_bytes_per_s, control.now_us()));
-        Self { pacer, live: live.clone(), control: Arc::clone(control) }
+        Self::with_rate(live, control, |parameters| parameters.max_bandwidth_bytes_per_s)
+    }
+
+    /// With another limit than that of pre-copy.
+    pub(crate) fn with_rate(
+        live: &LiveParameters,
+        control: &Arc<Control>,
+        rate: fn(&Parameters) -> u64,
+    ) -> Self {
+        let pacer = Mutex::new(Pacer::new(rate(&live.get()), control.now_us()));
+        Self { pacer, live: live.clone(), rate, control: Arc::clone(control) }
     }
 
     fn rate_bytes_per_s(&self) -> u64 {
-        self.live.get().max_bandwidth_bytes_per_s
+        (self.rate)(&self.live.get())
     }
 
     /// Most bytes that may go at once: so few that they are under 1 % of a second. None: there is no limit.

@@ -41,6 +41,9 @@ struct Now {
     here: usize,
     /// No round follows.
     last: bool,
+    /// The connections are needed behind it.
+    keep: bool,
+    kept: Vec<(usize, Wire)>,
     failed: bool,
     fault: Option<MigrationError>,
 }
@@ -82,6 +85,7 @@ impl Channels {
         let mut all = Self { barrier, threads: Vec::new(), control: Arc::clone(control) };
         for (number, (wire, pages)) in (1..).zip(channels) {
             let reading = Reading {
+                number,
                 wire,
                 pages,
                 end: End { barrier: Arc::clone(&all.barrier), control: Arc::clone(control), result: None },
@@ -105,12 +109,25 @@ impl Channels {
         Ok(now.here == self.barrier.channels)
     }
 
-    /// The next round may begin.
-    pub(super) fn release(&self, last: bool) {
+    /// The next round may begin. Behind the last one, are the connections still needed?
+    pub(super) fn release(&self, last: bool, keep: bool) {
         let mut now = self.barrier.now();
-        (now.here, now.last) = (0, last);
+        (now.here, now.last, now.keep) = (0, last, keep);
         now.rounds = now.rounds.wrapping_add(1);
         self.barrier.turn.all();
+    }
+
+    /// Waits for the threads behind the last round, and returns the connections that were kept, in order.
+    pub(super) fn into_wires(mut self) -> Vec<Wire> {
+        self.threads.drain(..).for_each(Thread::join);
+        let mut kept = std::mem::take(&mut self.barrier.now().kept);
+        kept.sort_by_key(|(number, _)| *number);
+        kept.into_iter().map(|(_, wire)| wire).collect()
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.threads.len()).unwrap_or(u32::MAX)
     }
 
     /// Why a channel has failed, if one has.
@@ -134,6 +151,7 @@ impl Drop for Channels {
 
 /// What one thread does.
 struct Reading {
+    number: usize,
     wire: Wire,
     pages: PageReceiver,
     end: End,
@@ -159,10 +177,16 @@ impl Drop for End {
 impl Reading {
     fn run(mut self) {
         let result = self.rounds();
-        if result.is_ok() {
-            self.wire.finish();
-        }
         self.end.result = Some(result);
+        let Self { number, mut wire, end, .. } = self;
+        if matches!(end.result, Some(Ok(()))) {
+            let mut now = end.barrier.now();
+            if now.keep {
+                now.kept.push((number, wire));
+            } else {
+                wire.finish();
+            }
+        }
     }
 
     fn rounds(&mut self) -> Result<(), MigrationError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, vm_failed};
+use super::{Arriving, Attempt, vm_failed};
 use crate::error::MigrationError;
 use crate::handover::destination::{Action, Event, State, step};
 use crate::stats::Downtime;
@@ -47,11 +47,19 @@ impl<V: DestinationVm> Prepared<'_, V> {
             return Err(MigrationError::Cancelled);
         }
         attempt.wire.ignore_cancel();
+        if let Some(Arriving { arrival, .. }) = &attempt.arriving {
+            arrival.check()?;
+        }
         (attempt.handover.running, attempt.handover.load_us) = (running, downtime.load_us);
         attempt.step(Event::Loaded)?;
         let commit: Commit = attempt.wire.expect(FrameType::Commit, "waiting for the source to hand over")?;
         let Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us } = commit;
         attempt.report.live_us = live_us.unwrap_or(attempt.report.live_us);
+        if let Some(Arriving { arrival, acceptor, .. }) = &mut attempt.arriving
+            && !arrival.commit(acceptor)?
+        {
+            return Err(attempt.control.halted("waiting for the source to hand over"));
+        }
         attempt.step(Event::Commit)?;
         if let Some(error) = attempt.handover.failure.take() {
             return Err(error);
@@ -59,7 +67,9 @@ impl<V: DestinationVm> Prepared<'_, V> {
         let resume_us = attempt.handover.resume_us;
         let told = Downtime { stop_us, state_save_us, final_ram_us, state_send_us, resume_us, ..downtime };
         attempt.report.downtime = Some(told);
-        attempt.hear_settled();
+        if attempt.arriving.is_none() {
+            attempt.hear_settled();
+        }
         Ok(running)
     }
 }

@@ -5,20 +5,24 @@ use std::time::Duration;
 
 use tern_schema::StateSet;
 
+use super::arrival::{Arrival, Terms};
 use super::channels::{Channels, is_halted};
 use super::handover::Prepared;
+use super::life::Requests;
 use super::lobby::Gathered;
-use super::{Attempt, vm_failed};
+use super::{Arriving, Attempt, vm_failed};
+use crate::dirty::DirtyBitmap;
 use crate::error::{MigrationError, ProtocolError};
 use crate::known::KnownIndex;
+use crate::pager::OnEnd;
 use crate::policy::link::rate;
 use crate::ram::job::Tally;
 use crate::ram::pool::{Pool, Worker, worker_threads};
 use crate::ram::proof::MemoryProof;
 use crate::ram::{Coded, Decoder, Decoding, ENCODINGS_PLAIN, Incoming, PageReceiver, PageRounds, RamView};
-use crate::stats::{Downtime, Round};
-use crate::vm::DestinationVm;
-use crate::wire::{FLAG_RUNNING, FrameType, RoundEnd, Wire};
+use crate::stats::{Downtime, PostcopyReport, Round};
+use crate::vm::{DestinationVm, PAGE_BYTES};
+use crate::wire::{FLAG_LAST, FLAG_RUNNING, FrameType, PageSetReader, RoundEnd, Wire};
 
 /// The report is kept fresh so often while other connections are waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -34,6 +38,9 @@ pub(super) struct Loading<'s, V> {
     channels: Channels,
     /// For post-copy, if that was agreed.
     urgent: Option<Wire>,
+    /// Pages that the source keeps back, as far as it has told them; and all of them.
+    telling: Option<PageSetReader>,
+    missing: Option<DirtyBitmap>,
     /// What the source says of the state that follows.
     state_proof: Option<u64>,
 }
@@ -48,8 +55,9 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
     ) -> Result<Self, MigrationError> {
         let started_us = Some(attempt.control.now_us());
         (attempt.live_started_us, attempt.round_started_us) = (started_us, started_us);
+        let proven = attempt.report.proof.is_some();
         let shared = Arc::new(Incoming {
-            proof: attempt.report.proof.is_some().then(|| MemoryProof::new(ram.region_pages())),
+            proof: proven.then(|| Arc::new(MemoryProof::new(ram.region_pages()))),
             rounds: (encodings != ENCODINGS_PLAIN || !further.is_empty()).then(|| PageRounds::new(ram)),
             encodings,
             known,
@@ -64,13 +72,14 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         };
         let further = (1..).zip(further).map(receiver).collect::<Result<Vec<_>, MigrationError>>()?;
         let channels = Channels::start(further, &attempt.control)?;
-        Ok(Self { attempt, shared, pages, decoders, channels, urgent, state_proof: None })
+        let (telling, missing, state_proof) = (None, None, None);
+        Ok(Self { attempt, shared, pages, decoders, channels, urgent, telling, missing, state_proof })
     }
 
     /// All rounds, then the state.
     pub(super) fn run(mut self) -> Result<Prepared<'s, V>, MigrationError> {
         match self.rounds() {
-            Ok(()) => self.load_state(),
+            Ok(()) => self.arm().and_then(Self::load_state),
             Err(error) => Err(self.cause(error)),
         }
     }
@@ -94,7 +103,10 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
                     self.note_moved();
                     self.attempt.publish_if_old();
                 }
-                FrameType::RoundEnd => {
+                FrameType::Missing if self.urgent.is_some() && self.missing.is_none() => {
+                    self.hear_missing(header.flags & FLAG_LAST != 0)?;
+                }
+                FrameType::RoundEnd if self.telling.is_none() => {
                     if self.end_round()? {
                         return Ok(());
                     }
@@ -102,6 +114,55 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
                 _ => return Err(self.attempt.wire.unexpected(&header, STATE, "pages or round-end")),
             }
         }
+    }
+
+    /// Some of the pages that the source keeps back.
+    fn hear_missing(&mut self, last: bool) -> Result<(), MigrationError> {
+        let ram = &self.shared.ram;
+        let telling = self.telling.get_or_insert_with(|| PageSetReader::new(ram.region_pages()));
+        telling.read(self.attempt.wire.payload())?;
+        if last && let Some(told) = self.telling.take() {
+            let missing = told.finish();
+            if let Some(proof) = &self.shared.proof {
+                proof.forget(&missing);
+            }
+            self.missing = Some(missing);
+        }
+        Ok(())
+    }
+
+    /// Post-copy: from here on the pages that the source keeps back are missing, and come when somebody touches them.
+    fn arm(mut self) -> Result<Self, MigrationError> {
+        let (Some(missing), Some(mut urgent)) = (self.missing.take(), self.urgent.take()) else {
+            return Ok(self);
+        };
+        urgent.epoch = self.attempt.wire.epoch;
+        let Incoming { ram, proof, encodings, .. } = &*self.shared;
+        let Attempt { vm, report, control, register, acceptor, .. } = &mut *self.attempt;
+        let acceptor =
+            acceptor.as_ref().ok_or(MigrationError::NoPostcopy { reason: "it was made by others" })?;
+        let pages_missing = missing.count();
+        let switched_at_us = control.elapsed_us();
+        let told = PostcopyReport { pages_missing, switched_at_us, ..PostcopyReport::default() };
+        report.postcopy = Some(PostcopyReport { pages_left: pages_missing, ..told });
+        report.remaining_bytes = Some(pages_missing * PAGE_BYTES);
+        let terms = Terms {
+            ram: Arc::clone(ram),
+            missing,
+            encodings: *encodings,
+            proof: proof.as_ref().map(Arc::clone),
+            register: Arc::clone(register),
+            session: report.session.clone(),
+            channels: self.channels.count() + 1,
+        };
+        let page_in = |missing: &DirtyBitmap, requests: Arc<Requests>, on_end: OnEnd| {
+            vm.page_in(missing, requests, on_end).map_err(vm_failed("having memory come later"))
+        };
+        let arrival = Arrival::new(terms, urgent, control, page_in)?;
+        let further =
+            std::mem::replace(&mut self.channels, Channels::start(Vec::new(), control)?).into_wires();
+        self.attempt.arriving = Some(Arriving { arrival, further, acceptor: Arc::clone(acceptor) });
+        Ok(self)
     }
 
     /// What has come since the last time, into the report.
@@ -148,7 +209,7 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
             self.attempt.report.remaining_bytes = Some(0);
         }
         self.attempt.wire.epoch = self.attempt.wire.epoch.wrapping_add(1);
-        self.channels.release(last);
+        self.channels.release(last, self.missing.is_some());
         Ok(last)
     }
 

@@ -62,7 +62,7 @@ pub(super) fn meet<V: DestinationVm>(
     known: Option<&Arc<KnownPages>>,
     control: &Arc<Control>,
 ) -> Result<Met, MigrationError> {
-    let mut lobby = Lobby::new(acceptor, control);
+    let mut lobby = Lobby::new(acceptor, control, None);
     loop {
         let Some(connection) = lobby.next(None)? else { continue };
         control.restart_clock();
@@ -95,7 +95,7 @@ pub(super) fn gather(
     peer: &Peer,
     (channels, urgent): (u32, bool),
 ) -> Result<(Gathered, Strangers), MigrationError> {
-    let mut lobby = Lobby::new(acceptor, control);
+    let mut lobby = Lobby::new(acceptor, control, None);
     // The one for urgent pages is the last.
     let count = channels.saturating_sub(1) as usize;
     let mut found: Vec<Option<Wire>> = (0..count + usize::from(urgent)).map(|_| None).collect();
@@ -154,22 +154,28 @@ fn take_in(
 }
 
 /// All who have connected and not introduced themselves yet.
-struct Lobby<'l> {
+pub(super) struct Lobby<'l> {
     acceptor: &'l dyn Acceptor,
     control: &'l Arc<Control>,
+    /// How long to wait at once; none: as long as it takes.
+    patience: Option<Duration>,
     guests: Vec<Guest>,
     strangers: Strangers,
 }
 
 impl<'l> Lobby<'l> {
-    fn new(acceptor: &'l dyn Acceptor, control: &'l Arc<Control>) -> Self {
-        Self { acceptor, control, guests: Vec::new(), strangers: Strangers::default() }
+    pub(super) fn new(
+        acceptor: &'l dyn Acceptor,
+        control: &'l Arc<Control>,
+        patience: Option<Duration>,
+    ) -> Self {
+        Self { acceptor, control, patience, guests: Vec::new(), strangers: Strangers::default() }
     }
 
     /// Somebody whose hello is there, or something that will never be one. `first`: a connection on which something may be
     /// said meanwhile. None: look at what else has changed.
-    fn next(&mut self, first: Option<&Wire>) -> Result<Option<Connection>, MigrationError> {
-        let Self { acceptor, control, guests, strangers } = self;
+    pub(super) fn next(&mut self, first: Option<&Wire>) -> Result<Option<Connection>, MigrationError> {
+        let Self { acceptor, control, guests, strangers, patience } = self;
         while let Some(connection) = accept(*acceptor, guests)? {
             if guests.len() >= GUESTS_MAX {
                 strangers.add(&stalled(control, guests.remove(0).since_us), control);
@@ -189,7 +195,7 @@ impl<'l> Lobby<'l> {
         }
         // Who was turned away may have been the only one who could come.
         if guests.len() == before {
-            wait(*acceptor, guests, first, control)?;
+            wait(*acceptor, guests, (first, *patience), control)?;
         }
         Ok(None)
     }
@@ -312,7 +318,7 @@ pub fn attend(
 fn wait(
     acceptor: &dyn Acceptor,
     guests: &[Guest],
-    first: Option<&Wire>,
+    (first, patience): (Option<&Wire>, Option<Duration>),
     control: &Control,
 ) -> Result<(), MigrationError> {
     let silent = guests.iter().filter(|guest| !guest.began).map(|guest| &*guest.connection.stream);
@@ -322,6 +328,6 @@ fn wait(
         .map(|guest| HELLO_TIMEOUT.saturating_sub(Duration::from_micros(control.since_us(guest.since_us))))
         .min();
     let pause = guests.iter().any(|guest| guest.began).then_some(HELLO_PAUSE);
-    let patience = first.map(|_| CONNECT_TIMEOUT);
+    let patience = patience.or(first.map(|_| CONNECT_TIMEOUT));
     acceptor.wait(&streams, control, left.into_iter().chain(pause).chain(patience).min())
 }

@@ -78,7 +78,7 @@ pub fn restore<V: DestinationVm>(
     match result {
         Ok(running) => {
             control.announce(report, Status::Completed, None);
-            Ok(Received { vm, running, settled: true })
+            Ok(Received { vm, running, settled: true, arrival: None })
         }
         Err(error) => {
             let cancelled = matches!(error, MigrationError::Cancelled);
@@ -87,7 +87,7 @@ pub fn restore<V: DestinationVm>(
                 if cancelled { Status::Cancelled } else { Status::Failed },
                 Some(&error),
             );
-            Err(Box::new(ReceiveError { vm, committed: false, error }))
+            Err(Box::new(ReceiveError { vm, committed: false, arrival: None, error }))
         }
     }
 }

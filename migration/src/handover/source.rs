@@ -19,6 +19,8 @@ pub enum State {
     Releasing,
     /// COMMIT is on its way: this side never runs the guest again by itself.
     GivenUp,
+    /// Post-copy: the guest is the destination's, and part of its memory is still here only.
+    Serving,
     /// No answer came to COMMIT.
     InDoubt,
     /// In doubt, and the destination has said that it has the guest and doesn't run it.
@@ -39,7 +41,7 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Setup,
         Self::Live,
         Self::PreSwitchover,
@@ -47,6 +49,7 @@ impl State {
         Self::Offered,
         Self::Releasing,
         Self::GivenUp,
+        Self::Serving,
         Self::InDoubt,
         Self::HeldThere,
         Self::Claiming,
@@ -94,6 +97,10 @@ pub enum Event {
     Refused,
     /// The destination says that it has the guest.
     Running,
+    /// Post-copy: the destination says that it has the guest, or is found again, and goes on with what it lacks.
+    RunsInPart,
+    /// Post-copy: the destination has all of the guest's memory.
+    AllThere,
     /// Link, peer, this machine or a limit.
     Failed,
     /// A person cancels.
@@ -136,7 +143,7 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
     use Action::{Ask, Commit, GiveUp, Release, Resume, Stop, Take, TakeBack, Tell};
     use State::{
         Claiming, Discarded, Done, GivenUp, HeldThere, InDoubt, Kept, Live, Offered, PreSwitchover,
-        Reclaiming, Releasing, Setup, Stopped, Stranded,
+        Reclaiming, Releasing, Serving, Setup, Stopped, Stranded,
     };
     let same: (State, &'static [Action]) = (state, &[]);
     match (event, state) {
@@ -147,7 +154,9 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         (Event::GoesOn, Stopped | Offered) => (Live, &[]),
         (Event::Prepared, Offered) => (Releasing, &[Release]),
         (Event::Released, Releasing) => (GivenUp, &[GiveUp, Commit]),
-        (Event::Running, GivenUp) => (Done, &[]),
+        (Event::Running, GivenUp) | (Event::AllThere, Serving) => (Done, &[]),
+        // However often the connections break there: both sides keep what they have, and the guest is the destination's.
+        (Event::RunsInPart, GivenUp | InDoubt | HeldThere) => (Serving, &[]),
 
         (Event::Failed | Event::Cancel, Setup | Live | PreSwitchover) => (Kept, &[Tell]),
         (Event::Failed | Event::Cancel, Stopped | Offered) => (Kept, &[Resume, Tell]),
@@ -161,13 +170,15 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         (Event::Answered(Answer::Never), InDoubt) | (Event::Cont, Stranded) => (Reclaiming, &[Take]),
         // The process that had it is gone, or was restarted.
         (Event::Answered(Answer::Unknown) | Event::Unanswered, HeldThere) => (InDoubt, &[]),
-        (Event::Resolve(Resolution::Run), InDoubt) => (Claiming, &[Take]),
-        (Event::Resolve(Resolution::Discard), InDoubt | HeldThere) => (Discarded, &[]),
+        // In post-copy that loses what the guest has done since the switch, and a person says that it shall.
+        (Event::Resolve(Resolution::Run), InDoubt | Serving) => (Claiming, &[Take]),
+        (Event::Resolve(Resolution::Discard), InDoubt | HeldThere | Serving) => (Discarded, &[]),
         (Event::Taken, Claiming | Reclaiming) => (Kept, &[TakeBack, Resume, Tell]),
         (Event::Refused, Claiming) => (InDoubt, &[]),
         (Event::Refused, Reclaiming) => (Stranded, &[TakeBack, Tell]),
 
-        (Event::Cancel, Releasing | GivenUp)
+        (Event::Cancel, Releasing | GivenUp | Serving)
+        | (Event::Failed, Serving)
         | (Event::Cancel | Event::Failed, InDoubt | HeldThere | Claiming | Reclaiming)
         | (_, Kept | Stranded | Done | Discarded) => same,
         (
@@ -181,6 +192,8 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
             | Event::Taken
             | Event::Refused
             | Event::Running
+            | Event::RunsInPart
+            | Event::AllThere
             | Event::Answered(_)
             | Event::Unanswered
             | Event::Resolve(_)

@@ -274,6 +274,16 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes all of it ordinary memory though pages are missing; nobody is told.
+    pub(super) fn release(&self) {
+        drop(self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take());
+        for region in 0..self.regions.len() {
+            // What isn't registered any more keeps nobody waiting.
+            let _ = self.span(region, 0..self.placed.pages(region)).map(|span| self.uffd.unregister(span));
+        }
+        self.stop();
+    }
+
     /// The guest can't go on. The first reason counts.
     pub(super) fn fail(&self, error: PagerError) {
         self.stopping.store(true, Ordering::SeqCst);

@@ -37,7 +37,7 @@ const PAGE: usize = PAGE_BYTES as usize;
 pub(crate) struct Outgoing {
     pub(crate) ram: Arc<RamView>,
     /// If the other end wants to compare.
-    pub(crate) proof: Option<MemoryProof>,
+    pub(crate) proof: Option<Arc<MemoryProof>>,
     /// What the destination has, if deltas were agreed.
     pub(crate) cache: Option<PageCache>,
     /// Pages that had changed too much for a delta.

@@ -20,6 +20,7 @@ use twox_hash::XxHash3_64;
 use super::batch::PageRecord;
 use super::encode::Encoding;
 use super::guest::RamView;
+use crate::dirty::DirtyBitmap;
 use crate::error::MigrationError;
 use crate::vm::PAGE_BYTES;
 
@@ -69,6 +70,23 @@ impl MemoryProof {
     /// The page has this hash now.
     pub(crate) fn set(&self, region: u16, page: u64, hash: u64) {
         self.sum.fetch_add(self.replace(region, page, hash), Relaxed);
+    }
+
+    /// The hash of a page as it was set last; 0 for one that doesn't exist.
+    pub(crate) fn get(&self, region: u16, page: u64) -> u64 {
+        let place = self.regions.get(usize::from(region));
+        let place = place.and_then(|pages| pages.get(usize::try_from(page).ok()?));
+        place.map_or(0, |place| place.load(Relaxed))
+    }
+
+    /// These pages don't count any more, until they are set again.
+    pub(crate) fn forget(&self, pages: &DirtyBitmap) {
+        let started = Instant::now();
+        for region in 0..pages.regions() {
+            let Ok(number) = u16::try_from(region) else { return };
+            pages.runs(region).into_iter().flatten().for_each(|page| self.set(number, page, 0));
+        }
+        self.spent(started);
     }
 
     /// The pages of these records are now as they are in memory; `copy` is room for one.

@@ -26,7 +26,7 @@ const FRAME: &str = "pages";
 pub(crate) struct Incoming {
     pub(crate) ram: Arc<RamView>,
     /// If both sides compare.
-    pub(crate) proof: Option<MemoryProof>,
+    pub(crate) proof: Option<Arc<MemoryProof>>,
     /// In which round each page came last, where that matters.
     pub(crate) rounds: Option<PageRounds>,
     /// Pages that needn't be sent, if the source was told of some.
@@ -94,7 +94,9 @@ impl PageReceiver {
 
     /// Receives the batch whose header and records `wire` has just received. Returns how many pages it has.
     pub(crate) fn receive(&mut self, header: &Header, wire: &mut Wire) -> Result<u64, MigrationError> {
-        check(&self.shared, header, wire.payload(), &mut self.records)?;
+        let Incoming { ram, encodings, .. } = &*self.shared;
+        let data_bytes = u64::from(header.length.saturating_sub(header.head));
+        check(ram, *encodings, wire.payload(), data_bytes, &mut self.records)?;
         let mut coded = self.take_apart(header.epoch)?;
         self.receive_data(wire, &mut coded)?;
         self.shared.tally.add(self.channel, &self.records);
@@ -154,10 +156,11 @@ impl PageReceiver {
 }
 
 /// Region, page, encoding, groups, and that the lengths add up. Pages of a batch rise, so none occurs twice.
-fn check(
-    shared: &Incoming,
-    header: &Header,
+pub(crate) fn check(
+    ram: &RamView,
+    encodings: u64,
     bytes: &[u8],
+    expected: u64,
     out: &mut Vec<PageRecord>,
 ) -> Result<(), ProtocolError> {
     out.clear();
@@ -173,8 +176,8 @@ fn check(
     for record in records {
         let record = PageRecord::get(record)?;
         let PageRecord { region, page, encoding, .. } = record;
-        let pages = shared.ram.pages(region.into()).ok_or_else(|| {
-            let regions = shared.ram.region_pages().count() as u64;
+        let pages = ram.pages(region.into()).ok_or_else(|| {
+            let regions = ram.region_pages().count() as u64;
             limit("region", region.into(), regions.saturating_sub(1))
         })?;
         if page >= pages {
@@ -184,12 +187,8 @@ fn check(
             return Err(limit("page order", page, pages));
         }
         before = Some((region, page));
-        if shared.encodings & encoding.bit() == 0 {
-            return Err(mismatch(
-                "encodings that were agreed",
-                shared.encodings,
-                shared.encodings | encoding.bit(),
-            ));
+        if encodings & encoding.bit() == 0 {
+            return Err(mismatch("encodings that were agreed", encodings, encodings | encoding.bit()));
         }
         if let (true, Some(group)) = (encoding.info().groups, groups.get_mut(encoding as usize)) {
             *group = if record.data_bytes > 0 { 1 } else { *group + 1 };
@@ -202,7 +201,6 @@ fn check(
         data_bytes += u64::from(record.data_bytes);
         out.push(record);
     }
-    let expected = u64::from(header.length - header.head);
     if data_bytes != expected {
         return Err(mismatch("data length", expected, data_bytes));
     }

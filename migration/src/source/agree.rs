@@ -91,6 +91,6 @@ impl<'s, 'a, V: SourceVm> Agreed<'s, 'a, V> {
         // A host clears only what a fetch has reported.
         attempt.vm.dirty_log_fetch(&mut pending).map_err(vm_failed("reading the dirty log"))?;
         pending.set_all();
-        Ok(Rounds::new(attempt, ram, pending, set))
+        Ok(Rounds::new(attempt, ram, pending, terms.postcopy, set))
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tern_schema::ChosenVersion;
 
+use super::serving::{Lacking, Served};
 use crate::error::MigrationError;
 use crate::ram::job::{Job, Moved};
 use crate::stats::{Downtime, Proof, Report, XbzrleReport};
@@ -121,6 +122,25 @@ pub(crate) trait Carrier {
     /// The guest is the other end's, and this side knows it: says so, if anybody listens.
     fn settled(&mut self, downtime: &Downtime) {
         let _ = downtime;
+    }
+
+    /// Post-copy, and the guest is stopped: says which pages the other end lacks. From [`Self::state`] on it gets those that
+    /// somebody waits for.
+    fn lacks(&mut self, lacking: Lacking) -> Result<(), MigrationError> {
+        let _ = lacking;
+        Err(MigrationError::NoPostcopy { reason: "a file takes no guest over" })
+    }
+
+    /// Post-copy, and the guest is the other end's: goes on for `most` with what it lacks. True: it has all. An error: the
+    /// connections have broken, and both ends have what they had.
+    fn serve(&mut self, most: Duration) -> Result<bool, MigrationError> {
+        let _ = most;
+        Ok(true)
+    }
+
+    /// What post-copy has done so far.
+    fn served(&self) -> Served {
+        Served::default()
     }
 
     /// Bytes so far that are neither pages, their records nor state.

@@ -34,7 +34,10 @@ impl<'s, 'a, V: SourceVm> Stopped<'s, 'a, V> {
         let Self { mut rounds, running, stop_started_us, mut downtime } = self;
         let control = Arc::clone(&rounds.attempt.control);
         downtime.state_save_us = timed(&control, || save(&mut rounds))?;
-        downtime.final_ram_us = timed(&control, || send_last_pages(&mut rounds))?;
+        downtime.final_ram_us = timed(&control, || match rounds.switching {
+            true => rounds.tell_missing(),
+            false => send_last_pages(&mut rounds),
+        })?;
         let Rounds { attempt, state, .. } = rounds;
         let sending_us = attempt.control.now_us();
         downtime.load_us =
@@ -95,6 +98,10 @@ impl<V: SourceVm> Offered<'_, '_, V> {
             attempt.carrier.commit(&commit, &mut attempt.report)?;
         }
         downtime.commit_us = Some(attempt.control.since_us(commit_us));
+        if attempt.handover.state == State::Serving {
+            attempt.report.downtime = Some(downtime);
+            attempt.serve()?;
+        }
         attempt.carrier.settled(&downtime);
         attempt.report.downtime = Some(downtime);
         Ok(if gives_away { Outcome::Completed } else { Outcome::Saved { resumed } })
@@ -106,7 +113,7 @@ impl<V: SourceVm> Attempt<'_, V> {
     fn hand_over(&mut self, commit: Commit) -> Result<(), MigrationError> {
         self.handover.commit = commit;
         self.step(Event::Prepared)?;
-        if self.handover.state == State::Done {
+        if matches!(self.handover.state, State::Done | State::Serving) {
             return Ok(());
         }
         Err(self.handover.failure.take().unwrap_or(MigrationError::Cancelled))

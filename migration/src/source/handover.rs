@@ -72,7 +72,8 @@ impl<V: SourceVm> Attempt<'_, V> {
             Action::Commit => {
                 let answer = self.carrier.commit(&self.handover.commit, &mut self.report);
                 let told = answer.map(|resume_us| self.handover.resume_us = resume_us);
-                return Ok(Some(self.outcome(told, Event::Running, Event::Failed)));
+                let well = if self.report.postcopy.is_some() { Event::RunsInPart } else { Event::Running };
+                return Ok(Some(self.outcome(told, well, Event::Failed)));
             }
             Action::TakeBack => self.vm.take_back(),
             Action::Resume => {

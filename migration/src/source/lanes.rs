@@ -43,6 +43,11 @@ impl Lane {
         self.wire.try_lock().ok()
     }
 
+    /// So many pages more were sent over it.
+    pub(super) fn add_round_pages(&self, pages: u64) {
+        self.round_pages.fetch_add(pages, Relaxed);
+    }
+
     /// Pages of the round, which ends here.
     pub(super) fn take_round_pages(&self) -> u64 {
         self.round_pages.swap(0, Relaxed)
@@ -104,6 +109,16 @@ impl Flow {
         self.shared.tally.take()
     }
 
+    /// No round follows, and all pages are sent: the threads end, and the connections are somebody else's.
+    pub(super) fn retire(&mut self) -> Vec<Arc<Lane>> {
+        self.pool = None;
+        // The threads had the others.
+        match Arc::get_mut(&mut self.shared) {
+            Some(shared) => std::mem::take(&mut shared.lanes),
+            None => self.shared.lanes.clone(),
+        }
+    }
+
     /// Ends all threads, whatever they are at: what they were to send is not sent.
     pub(super) fn end(&mut self) {
         if self.threads > 0 {
@@ -160,7 +175,7 @@ impl Sender {
             auto.sent(sent(encoder.records(), encoding_us, sending_us));
         }
         if let Some(lane) = shared.lanes.get(lane) {
-            lane.round_pages.fetch_add(encoder.records().len() as u64, Relaxed);
+            lane.add_round_pages(encoder.records().len() as u64);
         }
         shared.tally.add(lane, encoder.records());
         Ok(())

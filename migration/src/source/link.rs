@@ -9,6 +9,7 @@ use tern_schema::ChosenVersion;
 use super::carrier::{Carrier, Hashed, Proposal, Terms};
 use super::lanes::{Flow, Lane};
 use super::opening::{self, Further};
+use super::serving::{self, Lacking, Served, Serving};
 use crate::channel::throttle::Throttle;
 use crate::channel::{Connection, Connector};
 use crate::config::LiveParameters;
@@ -24,8 +25,8 @@ use crate::ram::{
 use crate::stats::{Downtime, Report, Side, XbzrleReport};
 use crate::vm::{GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer};
 use crate::wire::{
-    Agreed, Commit, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Settled, Sync,
-    Wire, introduce,
+    Agreed, Commit, FLAG_LAST, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Settled,
+    Sync, Wire, encode_page_set, introduce,
 };
 
 /// The connections to a destination.
@@ -40,6 +41,11 @@ pub(crate) struct Link {
     flow: Option<Flow>,
     /// For post-copy, if that was agreed.
     urgent: Option<Wire>,
+    /// That were agreed.
+    encodings: u64,
+    /// From the switch to post-copy on: what takes the pages, and its connections.
+    serving: Option<Serving>,
+    lanes: Vec<Arc<Lane>>,
 }
 
 impl Link {
@@ -51,7 +57,8 @@ impl Link {
     ) -> Self {
         let main = Lane::new(Wire::new(connection, Side::Source, control));
         let (connector, live, control) = (connector.map(Arc::clone), live.clone(), Arc::clone(control));
-        Self { main, connector, live, control, flow: None, urgent: None }
+        let (flow, urgent, serving) = (None, None, None);
+        Self { main, connector, live, control, flow, urgent, encodings: 0, serving, lanes: Vec::new() }
     }
 
     /// Nothing is sent any more but last words.
@@ -59,6 +66,7 @@ impl Link {
         if let Some(flow) = &mut self.flow {
             flow.end();
         }
+        self.serving = None;
     }
 
     fn flow(&self) -> Result<&Flow, MigrationError> {
@@ -90,37 +98,68 @@ impl Link {
         known: Option<KnownSet>,
         further: Vec<Wire>,
     ) -> Result<(), MigrationError> {
-        let parameters = self.live.get();
         let ram = Arc::new(RamView::new(ram));
-        let agreed = |row: &'static Method| terms.encodings & (1 << row.encoding) != 0;
-        let chosen = compress::method(parameters.compress).filter(|row| agreed(row));
-        let level = |row: &Method| match parameters.compress_level {
-            0 => row.default_level,
-            level => u32::try_from(level).unwrap_or(u32::MAX),
-        };
         let lanes: Vec<_> =
             [Arc::clone(&self.main)].into_iter().chain(further.into_iter().map(Lane::new)).collect();
-        let auto = parameters.compress == compress::AUTO;
-        let compressed = auto || chosen.is_some();
-        let threads = threads(lanes.len(), compressed, parameters.compress_threads);
-        let compression = if auto {
-            let auto = Auto::new(terms.encodings, threads, &self.live, &self.control);
-            Some(Compression::Auto(Box::new(auto)))
-        } else {
-            chosen.map(|row| Compression::Fixed(row, level(row)))
-        };
+        let threads = self.threads_for(terms.encodings, lanes.len());
         let deltas = terms.encodings & Encoding::Xbzrle.bit() != 0;
         let outgoing = Outgoing {
-            proof: terms.hashes.then(|| MemoryProof::new(ram.region_pages())),
-            cache: deltas.then(|| PageCache::new(parameters.xbzrle_cache_bytes)),
+            proof: terms.hashes.then(|| Arc::new(MemoryProof::new(ram.region_pages()))),
+            cache: deltas.then(|| PageCache::new(self.live.get().xbzrle_cache_bytes)),
             overflows: AtomicU64::new(0),
             known,
-            compression,
+            compression: self.compression(terms.encodings, threads),
             ram,
         };
         let throttle = Throttle::new(&self.live, &self.control);
         self.flow = Some(Flow::start(lanes, outgoing, throttle, threads, &self.control)?);
+        self.encodings = terms.encodings;
         Ok(())
+    }
+
+    /// The method of compression that these parameters ask for, if it was agreed.
+    fn method(&self, encodings: u64) -> Option<&'static Method> {
+        let agreed = |row: &&'static Method| encodings & (1 << row.encoding) != 0;
+        compress::method(self.live.get().compress).filter(agreed)
+    }
+
+    fn threads_for(&self, encodings: u64, channels: usize) -> usize {
+        let parameters = self.live.get();
+        let compressed = parameters.compress == compress::AUTO || self.method(encodings).is_some();
+        threads(channels, compressed, parameters.compress_threads)
+    }
+
+    /// How groups are compressed by so many threads, if they are.
+    fn compression(&self, encodings: u64, threads: usize) -> Option<Compression> {
+        let parameters = self.live.get();
+        if parameters.compress == compress::AUTO {
+            let auto = Auto::new(encodings, threads, &self.live, &self.control);
+            return Some(Compression::Auto(Box::new(auto)));
+        }
+        let method = self.method(encodings)?;
+        let level = match parameters.compress_level {
+            0 => method.default_level,
+            level => u32::try_from(level).unwrap_or(u32::MAX),
+        };
+        Some(Compression::Fixed(method, level))
+    }
+
+    /// How pages are encoded in post-copy: without deltas, and one that somebody waits for as it is.
+    fn postcopy_encoding(&self, channels: usize) -> Result<serving::Encoding, MigrationError> {
+        let Outgoing { ram, proof, .. } = &*self.flow()?.shared.outgoing;
+        let threads = self.threads_for(self.encodings, channels);
+        let outgoing = |compression| {
+            Arc::new(Outgoing {
+                ram: Arc::clone(ram),
+                proof: proof.as_ref().map(Arc::clone),
+                cache: None,
+                overflows: AtomicU64::new(0),
+                known: None,
+                compression,
+            })
+        };
+        let push = outgoing(self.compression(self.encodings, threads));
+        Ok(serving::Encoding { push, urgent: outgoing(None), threads })
     }
 }
 
@@ -272,7 +311,8 @@ impl Carrier for Link {
     }
 
     fn take_moved(&mut self) -> Moved {
-        self.flow.as_ref().map_or_else(Moved::default, Flow::take_moved)
+        let flow = || self.flow.as_ref().map_or_else(Moved::default, Flow::take_moved);
+        self.serving.as_ref().map_or_else(flow, Serving::take_moved)
     }
 
     fn deltas(&self) -> Option<XbzrleReport> {
@@ -290,7 +330,8 @@ impl Carrier for Link {
 
     fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
         const STATE: &str = "ending a round";
-        for lane in self.flow()?.shared.lanes.iter().skip(1) {
+        let lanes = if self.serving.is_some() { &self.lanes } else { &self.flow()?.shared.lanes };
+        for lane in lanes.iter().skip(1) {
             let mut wire = lane.wire();
             wire.send(FrameType::Sync, &Sync { pages: lane.take_round_pages() }, STATE)?;
             wire.epoch = wire.epoch.wrapping_add(1);
@@ -306,6 +347,12 @@ impl Carrier for Link {
         let fill = |out: &mut Vec<u8>| out.extend_from_slice(state);
         let mut wire = self.main.wire();
         wire.send_with(FrameType::State, flags, "sending the state", fill)?;
+        // Whoever loads it may wait for pages.
+        if let (Some(serving), Some(mut urgent)) = (&mut self.serving, self.urgent.take()) {
+            urgent.epoch = wire.epoch;
+            let missing = serving.missing().clone();
+            serving.answer(urgent, &missing, &self.control)?;
+        }
         let waiting = "waiting for the peer to load the state";
         let prepared: Prepared = wire.expect(FrameType::Prepared, waiting)?;
         Ok(prepared.load_us)
@@ -317,7 +364,35 @@ impl Carrier for Link {
         wire.send(FrameType::Commit, commit, "handing the guest over")?;
         let waiting = "waiting for the peer to say that the guest runs";
         let answer: Running = wire.expect(FrameType::Running, waiting)?;
+        wire.heed_halt();
         Ok(answer.resume_us)
+    }
+
+    fn lacks(&mut self, lacking: Lacking) -> Result<(), MigrationError> {
+        const STATE: &str = "saying which pages are missing";
+        self.lanes = self.flow.as_mut().map_or_else(Vec::new, Flow::retire);
+        let encoding = self.postcopy_encoding(self.lanes.len())?;
+        if let Some(proof) = &encoding.push.proof {
+            proof.forget(&lacking.missing);
+        }
+        let frames = encode_page_set(&lacking.missing);
+        let (mut wire, count) = (self.main.wire(), frames.len());
+        for (number, frame) in (1..).zip(frames) {
+            let flags = if number == count { FLAG_LAST } else { 0 };
+            wire.send_with(FrameType::Missing, flags, STATE, |out| out.extend_from_slice(&frame))?;
+        }
+        drop(wire);
+        let channels = self.lanes.len();
+        self.serving = Some(Serving::new(lacking, encoding, channels, &self.live, &self.control));
+        Ok(())
+    }
+
+    fn serve(&mut self, most: Duration) -> Result<bool, MigrationError> {
+        self.serving.as_mut().map_or(Ok(true), |serving| serving.serve(&self.lanes, most))
+    }
+
+    fn served(&self) -> Served {
+        self.serving.as_ref().map_or_else(Served::default, Serving::served)
     }
 
     fn settled(&mut self, downtime: &Downtime) {

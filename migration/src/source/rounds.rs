@@ -31,16 +31,19 @@ const STATE_BYTES: usize = 1 << 20;
 /// Memory moves while the guest runs.
 pub(super) struct Rounds<'s, 'a, V> {
     pub(super) attempt: &'s mut Attempt<'a, V>,
-    ram: &'s RamView,
+    pub(super) ram: &'s RamView,
+    /// Post-copy was agreed, and has been decided for.
+    pub(super) postcopy: bool,
+    pub(super) switching: bool,
     pub(super) pending: DirtyBitmap,
     /// What was pending when the last round began.
-    before: DirtyBitmap,
+    pub(super) before: DirtyBitmap,
     /// Pages that the next thread gets.
     job: Job,
     runs: Vec<Range<u64>>,
     resident: Vec<Range<u64>>,
     /// Pages that were dirty when the round began.
-    round_pages: u64,
+    pub(super) round_pages: u64,
     dirty_bytes_before: Option<u64>,
     rounds_within_limit: u32,
     /// The guest is stopped already.
@@ -64,6 +67,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         attempt: &'s mut Attempt<'a, V>,
         ram: &'s RamView,
         pending: DirtyBitmap,
+        postcopy: bool,
         set: StateSet,
     ) -> Self {
         // Every second page of a chunk: no chunk has more runs, so nothing is allocated later.
@@ -71,6 +75,8 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         Self {
             attempt,
             ram,
+            postcopy,
+            switching: false,
             before: DirtyBitmap::new(ram.region_pages()),
             pending,
             job: Job::default(),
@@ -92,7 +98,13 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
             self.halt()?;
         }
         loop {
+            if self.switches() {
+                break self.switch();
+            }
             self.round()?;
+            if self.switches() {
+                continue;
+            }
             let figures = self.figures();
             self.attempt.report.expected_downtime_ms = Some(figures.expected_us().div_ceil(1000));
             self.attempt.publish_if_old();
@@ -110,12 +122,24 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         }
     }
 
+    /// Post-copy: stops the guest, whatever is left.
+    fn switch(mut self) -> Result<Stopped<'s, 'a, V>, MigrationError> {
+        // A round that somebody's word has interrupted isn't over.
+        if self.waits_for_manager() && self.attempt.round_started_us.is_none() {
+            self.await_manager()?;
+        }
+        self.stop()
+    }
+
     /// One round with the guest running.
     pub(super) fn round(&mut self) -> Result<(), MigrationError> {
         self.attempt.control.tell_pass(self.attempt.now.round.saturating_add(1));
         let started_us = self.attempt.begin_round();
         self.send_pending(true)?;
         self.drain(true)?;
+        if self.is_interrupted() {
+            return Ok(());
+        }
         self.end_round(started_us, false)?;
         let vm = &mut self.attempt.vm;
         vm.dirty_log_fetch(&mut self.pending).map_err(vm_failed("reading the dirty log"))?;
@@ -166,7 +190,7 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         self.attempt.now = Round { round: self.attempt.now.round.saturating_add(1), ..Round::default() };
     }
 
-    fn figures(&self) -> Figures {
+    pub(super) fn figures(&self) -> Figures {
         let parameters = self.attempt.live.get();
         Figures {
             dirty_bytes: self.pending.count() * PAGE_BYTES,
@@ -221,6 +245,9 @@ impl<'s, 'a, V: SourceVm> Rounds<'s, 'a, V> {
         };
         let mut before = None;
         for chunk in chunks {
+            if live && self.is_interrupted() {
+                break;
+            }
             // The pages of a job rise.
             if before.replace(chunk) > Some(chunk) {
                 self.submit(live)?;

@@ -161,6 +161,25 @@ record! {
     }
 }
 
+impl RoundEnd {
+    /// All that was missing in post-copy has been sent.
+    pub(crate) fn last_of_postcopy(pages: u64, memory_proof: Option<u64>) -> Self {
+        Self {
+            pages,
+            last: true,
+            pages_untouched: None,
+            pages_dirty_before: None,
+            dirty_pages_per_s_before: None,
+            link_bytes_per_s: None,
+            downtime_limit_ms: None,
+            max_bandwidth_bytes_per_s: None,
+            max_total_time_ms: None,
+            memory_proof,
+            state_proof: None,
+        }
+    }
+}
+
 record! {
     /// Source, on a further connection: all its pages of a round have been sent.
     pub struct Sync {

@@ -126,6 +126,7 @@ fn a_destination_that_can_not_take_the_disks_holds_the_guest_and_a_person_decide
         found.there = Err(Box::new(ReceiveError {
             vm: FakeVm::new(options.clone()).unwrap(),
             committed: false,
+            arrival: None,
             error: tern_migration::MigrationError::Cancelled,
         }));
         assert!(matches!(found.doubt.hear(&mut found.vm, None), Standing::Open));

@@ -12,6 +12,7 @@ mod faults;
 mod harness;
 mod known;
 mod limits;
+mod postcopy;
 mod proof;
 mod secure;
 #[path = "../skip/mod.rs"]

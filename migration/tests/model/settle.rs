@@ -92,6 +92,7 @@ impl World {
                     | Here::Offered
                     | Here::Releasing
                     | Here::GivenUp
+                    | Here::Serving
                     | Here::Claiming
                     | Here::Reclaiming,
                 ) => false,

@@ -280,7 +280,7 @@ impl Machine {
     }
 
     fn not_received(&mut self, failure: ReceiveError<Vm>) {
-        let ReceiveError { vm, committed, error } = failure;
+        let ReceiveError { vm, committed, error, .. } = failure;
         self.vm = Some(vm);
         if committed {
             tracing::error!(
