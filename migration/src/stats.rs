@@ -557,6 +557,9 @@ mod tests {
         report.proof = Some(Proof::default());
         report.note_vcpus(&[VcpuDirty::default()], 1);
         report.add_on_demand(PagerReport::default());
+        let mut postcopy = PostcopyReport::default();
+        postcopy.note_pager(PagerReport::default());
+        report.postcopy = Some(postcopy);
         let json = serde_json::to_value(&report).unwrap();
         let counts = [
             "faults",
@@ -571,6 +574,8 @@ mod tests {
             "round",
             "bytes",
             "protocol_version",
+            "requests",
+            "pauses",
         ];
         let units =
             ["_us", "_ms", "_percent", "_bytes", "_per_s", "page_data", "page_records", "state", "messages"];
@@ -589,6 +594,9 @@ mod tests {
             &json["proof"],
             on_demand,
             &on_demand["fault_latency"],
+            &on_demand["blocked"],
+            &json["postcopy"],
+            &json["postcopy"]["placing"],
         ];
         for object in objects {
             object.as_object().unwrap().iter().for_each(|(name, value)| check(name, value));

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Report, Status};
+use super::{PostcopyReport, Report, Status};
 
 /// QMP's `MigrationInfo`, with the whole document as member `report`. Times in ms and `mbps` in megabits a
 /// second are QMP's units.
@@ -20,13 +20,53 @@ pub fn query_migrate(report: &Report) -> Value {
         put("expected-downtime", expected.into());
     }
     let downtime_us = report.downtime.and_then(|downtime| downtime.total_us);
-    if let (Some(downtime_us), Status::Completed) = (downtime_us, report.status) {
+    // Behind a post-copy's switch the guest runs there, and has stood still as long as it will.
+    if let (Some(downtime_us), true) = (downtime_us, arrived(report.status)) {
         put("downtime", downtime_us.div_ceil(1000).into());
+    }
+    if let Some(Value::Object(blocked)) = report.postcopy.as_ref().map(postcopy) {
+        for (name, value) in blocked {
+            put(&name, value);
+        }
     }
     if let Some(error) = &report.error {
         put("error-desc", error.text().into());
     }
     Value::Object(out)
+}
+
+fn arrived(status: Status) -> bool {
+    use Status::{Completed, PostcopyActive, PostcopyPaused, PostcopyRecover};
+    matches!(status, Completed | PostcopyActive | PostcopyPaused | PostcopyRecover)
+}
+
+/// QMP's figures of a destination: milliseconds, and nanoseconds for latencies; bucket N of the distribution is from 2^N us
+/// on.
+fn postcopy(report: &PostcopyReport) -> Value {
+    let (Some(latency), Some(blocked)) = (&report.fault_latency, &report.blocked) else { return Value::Null };
+    let mut buckets = Vec::new();
+    for class in &report.fault_classes {
+        let bucket = class.up_to_us.max(1).ilog2() as usize;
+        if buckets.len() <= bucket {
+            buckets.resize(bucket + 1, 0u64);
+        }
+        if let Some(count) = buckets.get_mut(bucket) {
+            *count += class.count;
+        }
+    }
+    json!({
+        "postcopy-blocktime": blocked.all_us / 1000,
+        "postcopy-vcpu-blocktime": blocked.vcpus_us.iter().map(|us| us / 1000).collect::<Vec<_>>(),
+        "postcopy-latency": latency.mean_us.saturating_mul(1000),
+        "postcopy-latency-dist": buckets,
+    })
+}
+
+/// Questions for pages: asked by this side, or answered.
+fn requests(report: &Report) -> u64 {
+    let from_file = report.on_demand.as_ref().map(|pager| pager.faults);
+    let asked = report.postcopy.as_ref().map(|postcopy| postcopy.requests);
+    from_file.or(asked).unwrap_or(0)
 }
 
 fn ram(report: &Report) -> Value {
@@ -48,7 +88,7 @@ fn ram(report: &Report) -> Value {
         "dirty-sync-count": report.rounds_forgotten + report.rounds.len() as u64,
         "pages-per-second": per_s(report.pages.sent() as f64) as u64,
         "multifd-bytes": 0,
-        "postcopy-requests": report.on_demand.as_ref().map_or(0, |pager| pager.faults),
+        "postcopy-requests": requests(report),
         "precopy-bytes": transferred,
         "downtime-bytes": report.rounds.iter().filter(|r| r.stopped).map(|r| r.wire_bytes).sum::<u64>(),
         "postcopy-bytes": 0,
@@ -64,7 +104,35 @@ fn ram(report: &Report) -> Value {
 mod tests {
     use super::*;
     use crate::error::MigrationError;
-    use crate::stats::Side;
+    use crate::pager::{BlockedReport, LatencyClass, LatencyReport, PagerReport};
+    use crate::stats::{Downtime, Side};
+
+    #[test]
+    fn post_copy_has_qmps_figures_and_units() {
+        let mut report = Report::new(Side::Destination);
+        report.status = Status::PostcopyActive;
+        report.downtime = Some(Downtime { total_us: Some(3_001), ..Downtime::default() });
+        let class = |up_to_us, count| LatencyClass { up_to_us, count };
+        let mut postcopy = PostcopyReport { requests: 6, ..PostcopyReport::default() };
+        report.postcopy = Some(postcopy.clone());
+        assert_eq!(query_migrate(&report).get("postcopy-blocktime"), None, "the source doesn't know");
+        postcopy.note_pager(PagerReport {
+            pages: 9,
+            pages_left: 2,
+            fault_latency: LatencyReport { mean_us: 70, ..LatencyReport::default() },
+            fault_classes: vec![class(0, 1), class(1, 2), class(127, 5), class(1023, 1)],
+            blocked: BlockedReport { vcpus_us: vec![5_999, 10_000], all_us: 4_000 },
+            ..PagerReport::default()
+        });
+        report.postcopy = Some(postcopy);
+        let answer = query_migrate(&report);
+        assert_eq!((&answer["downtime"], &answer["ram"]["postcopy-requests"]), (&json!(4), &json!(6)));
+        assert_eq!(answer["postcopy-blocktime"], 4);
+        assert_eq!(answer["postcopy-vcpu-blocktime"], json!([5, 10]));
+        assert_eq!(answer["postcopy-latency"], 70_000);
+        assert_eq!(answer["postcopy-latency-dist"], json!([3, 0, 0, 0, 0, 0, 5, 0, 0, 1]));
+        assert_eq!(answer["report"]["postcopy"]["pages_left"], 2);
+    }
 
     #[test]
     fn figures_outlive_failure() {

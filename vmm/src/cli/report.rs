@@ -1,5 +1,7 @@
 //! The report of a migration as a table for people. The document itself is `tern_migration::Report`.
 
+mod postcopy;
+
 use std::fmt::Write;
 
 use serde_json::Value;
@@ -66,6 +68,7 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
             format!("{}/s", size(&report["link_bytes_per_s"])),
         ));
     }
+    postcopy::rows(&report["postcopy"], &mut rows);
     if let Some(mode) = report["dirty_log"].as_str() {
         rows.push(("dirty log", mode.to_owned()));
     }

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use tern_migration::stats::PostcopyReport;
 use tern_migration::{Report, Side, Status};
 
 use super::operations::{MachineFacts, MigrationHistory, RunState};
@@ -101,6 +102,39 @@ fn migration(out: &mut Metrics, report: &Report) {
     // Every kind that the report has: a new encoding shows here without another line.
     by_kind(out, "tern_migration_pages", "Pages by what became of them.", &report.pages);
     by_kind(out, "tern_migration_bytes", "Bytes on the wire by kind.", &report.bytes);
+    if let Some(postcopy) = &report.postcopy {
+        self::postcopy(out, postcopy);
+    }
+}
+
+fn postcopy(out: &mut Metrics, report: &PostcopyReport) {
+    let seconds = |us: u64| us as f64 / 1e6;
+    let mut counts = serde_json::to_value(report).unwrap_or_default();
+    if let Some(members) = counts.as_object_mut() {
+        members.retain(|name, _| !name.ends_with("_us"));
+    }
+    by_kind(out, "tern_migration_postcopy", "Post-copy: pages, requests, waits and breaks by kind.", &counts);
+    let healing = report.healing_us.iter().copied().max();
+    if let Some(us) = healing {
+        let help = "Post-copy: how long the longest break took.";
+        out.one("tern_migration_postcopy_healing_seconds_max", "gauge", help, seconds(us));
+    }
+    if let Some(latency) = &report.fault_latency {
+        let name = "tern_migration_postcopy_fault_seconds";
+        out.head(name, "gauge", "Post-copy: how long somebody waited for a page.");
+        let quantiles = [("0.5", latency.p50_us), ("0.99", latency.p99_us), ("1", latency.max_us)];
+        for (quantile, us) in quantiles {
+            out.value(name, &[("quantile", quantile)], seconds(us));
+        }
+    }
+    if let Some(blocked) = &report.blocked {
+        let name = "tern_migration_postcopy_blocked_seconds";
+        out.head(name, "gauge", "Post-copy: how long vCPUs stood still for pages; `all` of them at once.");
+        for (vcpu, us) in blocked.vcpus_us.iter().enumerate() {
+            out.value(name, &[("vcpu", &vcpu.to_string())], seconds(*us));
+        }
+        out.value(name, &[("vcpu", "all")], seconds(blocked.all_us));
+    }
 }
 
 /// One sample for each number of `members`, with its name as the label `kind`.
@@ -148,6 +182,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::control::MigrationCount;
+    use tern_migration::pager::{BlockedReport, PagerReport};
 
     fn facts(name: &str) -> MachineFacts {
         MachineFacts {
@@ -163,6 +198,10 @@ mod tests {
     fn every_sample_has_a_head_and_a_number() {
         let mut report = Report::new(Side::Source);
         (report.status, report.total_us, report.pages.raw) = (Status::Failed, 1_500_000, 7);
+        let mut postcopy = PostcopyReport { healing_us: vec![2_500_000], ..PostcopyReport::default() };
+        let blocked = BlockedReport { vcpus_us: vec![1_500_000], all_us: 1 };
+        postcopy.note_pager(PagerReport { pages_left: 9, blocked, ..PagerReport::default() });
+        report.postcopy = Some(postcopy);
         let counts = vec![MigrationCount { side: Side::Source, status: Status::Failed, migrations: 3 }];
         let history = MigrationHistory { reports: vec![report], counts };
         let text = text(&facts("a \"b\"\n\\"), RunState::Paused, &history);
@@ -186,6 +225,10 @@ mod tests {
             "tern_migrations_total{side=\"source\",status=\"failed\"} 3\n",
             "tern_migration_duration_seconds 1.5\n",
             "tern_migration_pages{kind=\"raw\"} 7\n",
+            "tern_migration_postcopy{kind=\"pages_left\"} 9\n",
+            "tern_migration_postcopy_healing_seconds_max 2.5\n",
+            "tern_migration_postcopy_fault_seconds{quantile=\"0.99\"} 0\n",
+            "tern_migration_postcopy_blocked_seconds{vcpu=\"0\"} 1.5\n",
         ] {
             assert!(text.contains(expected), "no {expected} in {text}");
         }
