@@ -1,13 +1,15 @@
 //! What others may do with a migration that runs: watch it, read its report, cancel it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
-use crate::channel::Woken;
+use crate::channel::{Uri, Woken};
 use crate::error::{LinkError, MigrationError};
+use crate::handover::Resolution;
 use crate::pager::PagerError;
 use crate::stats::{ErrorReport, Report, Side, Status};
 use crate::thread::{self, Clock, Thread};
@@ -34,6 +36,17 @@ pub trait Observer: Send + Sync {
     }
 }
 
+/// What a person says to the source of a post-copy, which serves pages or looks for its destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PostcopyOrder {
+    /// Break the connections.
+    Pause,
+    /// Look for the destination here from now on, at once.
+    Recover(Uri),
+    /// Give the destination up: run the guest from where it was at the switch, or nowhere.
+    Resolve(Resolution),
+}
+
 /// Tells nobody.
 #[derive(Debug)]
 pub struct Unobserved;
@@ -57,6 +70,8 @@ pub struct Control {
     may_switch: AtomicBool,
     /// Somebody wants post-copy to begin.
     postcopy: AtomicBool,
+    /// What the source of a post-copy hasn't heard yet.
+    orders: Mutex<VecDeque<PostcopyOrder>>,
     /// Held while a status is told, so that none comes in front of one that was there before it.
     telling: Mutex<()>,
 }
@@ -73,6 +88,7 @@ impl Control {
             report: Mutex::new(Arc::new(Report::new(side))),
             may_switch: AtomicBool::new(false),
             postcopy: AtomicBool::new(false),
+            orders: Mutex::default(),
             telling: Mutex::new(()),
         }))
     }
@@ -109,6 +125,17 @@ impl Control {
 
     pub(crate) fn wants_postcopy(&self) -> bool {
         self.postcopy.load(Ordering::SeqCst)
+    }
+
+    /// Gives an order to a source in post-copy; it is carried out within 100 ms, in the order given.
+    pub fn order(&self, order: PostcopyOrder) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push_back(order);
+    }
+
+    /// The oldest order that wasn't carried out.
+    #[allow(dead_code, reason = "the source's loop asks for it from its first break on")]
+    pub(crate) fn next_order(&self) -> Option<PostcopyOrder> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     pub(crate) fn may_switch(&self) -> bool {

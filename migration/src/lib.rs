@@ -45,7 +45,7 @@ mod vm;
 mod wire;
 
 pub use config::{Capabilities, LiveParameters, Parameters};
-pub use control::{Control, Observer, Unobserved};
+pub use control::{Control, Observer, PostcopyOrder, Unobserved};
 pub use dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 pub use error::{Blame, MigrationError};
 pub use policy::postcopy::PostcopyMode;

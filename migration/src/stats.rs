@@ -103,6 +103,11 @@ impl Status {
         }
     }
 
+    /// The guest is the destination's, and part of its memory is still at the source.
+    pub fn is_postcopy(self) -> bool {
+        matches!(self, Self::PostcopyActive | Self::PostcopyPaused | Self::PostcopyRecover)
+    }
+
     /// Is it over?
     pub fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::InDoubt)

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use userfaultfd::EventBuffer;
@@ -43,7 +42,6 @@ pub(super) fn serve(placer: &Placer) {
 fn resolve(placer: &Placer, wait: Wait, heard: Instant) -> Result<(), PagerError> {
     let shared = &*placer.0;
     let Some(place) = shared.place_of(wait.address) else { return Ok(()) };
-    shared.faults.fetch_add(1, Ordering::Relaxed);
     let (region, page) = place;
     match shared.begin_wait(place, &wait, heard) {
         Found::Asked => Ok(()),

@@ -16,7 +16,7 @@ use super::latency::Latency;
 use super::order::Place;
 use super::placed::Placed;
 use super::uffd::{Span, Uffd, Wait};
-use super::waiting::Waiting;
+use super::waiting::{Begun, Waiting};
 use super::{Cause, Content, Ending, OnEnd, PageProvider, PagerError, PagerReport};
 use crate::dirty::DirtyBitmap;
 use crate::vm::{GuestRam, PAGE_BYTES};
@@ -51,7 +51,7 @@ pub(super) struct Shared {
     waiting: Mutex<Waiting>,
     latency: Latency,
     placing: Latency,
-    pub(super) faults: AtomicU64,
+    faults: AtomicU64,
     by_fault: AtomicU64,
     by_prefetch: AtomicU64,
     zero: AtomicU64,
@@ -157,15 +157,22 @@ impl Shared {
     /// Somebody waits for a page.
     pub(super) fn begin_wait(&self, place: Place, wait: &Wait, now: Instant) -> Found {
         let (region, page) = place;
+        let count = || self.faults.fetch_add(1, Ordering::Relaxed);
         if self.missing.as_ref().is_some_and(|missing| !missing.get(region, page)) {
+            count();
             return Found::Zero;
         }
         // Looked at under the lock: who places it takes the lock afterwards, and finds the wait.
         let mut waiting = self.waiting();
         if self.placed.get(region, page) {
+            count();
             return Found::Placed;
         }
-        if waiting.begin(place, wait.thread, wait.is_write, now) { Found::Missing } else { Found::Asked }
+        let begun = waiting.begin(place, wait.thread, wait.is_write, now);
+        if begun != Begun::Again {
+            count();
+        }
+        if begun == Begun::First { Found::Missing } else { Found::Asked }
     }
 
     pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {

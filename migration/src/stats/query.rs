@@ -21,7 +21,9 @@ pub fn query_migrate(report: &Report) -> Value {
     }
     let downtime_us = report.downtime.and_then(|downtime| downtime.total_us);
     // Behind a post-copy's switch the guest runs there, and has stood still as long as it will.
-    if let (Some(downtime_us), true) = (downtime_us, arrived(report.status)) {
+    if let (Some(downtime_us), true) =
+        (downtime_us, report.status.is_postcopy() || report.status == Status::Completed)
+    {
         put("downtime", downtime_us.div_ceil(1000).into());
     }
     if let Some(Value::Object(blocked)) = report.postcopy.as_ref().map(postcopy) {
@@ -33,11 +35,6 @@ pub fn query_migrate(report: &Report) -> Value {
         put("error-desc", error.text().into());
     }
     Value::Object(out)
-}
-
-fn arrived(status: Status) -> bool {
-    use Status::{Completed, PostcopyActive, PostcopyPaused, PostcopyRecover};
-    matches!(status, Completed | PostcopyActive | PostcopyPaused | PostcopyRecover)
 }
 
 /// QMP's figures of a destination: milliseconds, and nanoseconds for latencies; bucket N of the distribution is from 2^N us

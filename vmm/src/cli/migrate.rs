@@ -26,12 +26,17 @@ Examples:
   tern migrate --control /tmp/a.sock tcp:localhost:4444 --check
   tern migrate --control /tmp/a.sock 'exec:ssh host-b socat - UNIX-CONNECT:/run/b.sock'
   tern migrate --control /tmp/a.sock vsock:2:4444
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --postcopy --tls-creds /etc/tern/tls
+  tern migrate --control /tmp/a.sock tcp:host-b:4444 --postcopy=manual --detach && tern postcopy --control /tmp/a.sock start
   tern migrate --control /tmp/a.sock --continue
   tern migrate --control /tmp/a.sock --resolve run
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --live --timeout 60 --verbose --undefinesource
 
 An address of another host needs TLS: `tern tls init` makes the files for both sides, and --insecure, on both, does \
 without on a network that you trust with all of the guest's memory.
+
+With --postcopy, which alone means --postcopy=auto, the guest goes on at the destination before all of its memory is \
+there. From then on it can't come back: `tern postcopy --help` says what there is to do if the connection breaks.
 
 The first Ctrl-C cancels the migration and waits until the guest is back; a second one, at least a second \
 later, leaves at once.";
@@ -111,8 +116,12 @@ pub(super) fn flag(row: &'static Parameter) -> Arg {
     if matches!(row.kind, Kind::Text { form: FILES, .. }) {
         return flag.value_name("FILE").action(ArgAction::Append);
     }
-    let alone = row.name == "insecure";
-    if alone { flag.num_args(0..=1).require_equals(true).default_missing_value("on") } else { flag }
+    let alone = match row.name {
+        "insecure" => "on",
+        "postcopy" => "auto",
+        _ => return flag,
+    };
+    flag.num_args(0..=1).require_equals(true).default_missing_value(alone)
 }
 
 /// What the flags of the rows say.
@@ -415,6 +424,14 @@ mod tests {
         assert_eq!(Value::Object(args.parameters.parameters), expected);
         assert_eq!(args.parameters.capabilities, [json!({"capability": "events", "state": false})]);
         assert!(parse("unix:/m").unwrap().parameters.parameters.is_empty());
+    }
+
+    #[test]
+    fn post_copy_alone_is_auto_and_takes_no_address_for_its_value() {
+        let given = |line: &str| parse(line).unwrap().parameters.parameters["postcopy"].clone();
+        assert_eq!(given("--postcopy unix:/m"), "auto");
+        assert_eq!(given("unix:/m --postcopy=at-once"), "at-once");
+        assert!(parse("unix:/m --postcopy=soon").unwrap_err().contains("when-precopy-stops-paying"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod incoming;
 mod inspect;
 mod migrate;
 mod plan;
+mod postcopy;
 mod progress;
 mod report;
 mod restore;
@@ -71,6 +72,9 @@ enum Command {
     /// Move a running guest to another tern process
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(migrate::MigrateArgs),
+    /// Begin, pause or mend a post-copy: a migration whose guest goes on before all of its memory is there
+    #[command(after_help = postcopy::EXAMPLES)]
+    Postcopy(postcopy::PostcopyArgs),
     /// Save a guest into a file, from which it can be run again
     #[command(after_help = save::EXAMPLES)]
     Save(save::SaveArgs),
@@ -187,6 +191,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(*args),
         Command::Restore(args) => restore::run(*args),
         Command::Migrate(args) => migrate::run(args),
+        Command::Postcopy(args) => postcopy::run(&args),
         Command::Save(args) => save::run(&args),
         Command::Status(args) => vm::status(&args),
         Command::Metrics(args) => vm::metrics(&args),

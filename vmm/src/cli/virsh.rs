@@ -22,6 +22,12 @@ pub struct VirshArgs {
     /// The guest arrives paused (capability arrive-paused)
     #[arg(long)]
     suspend: bool,
+    /// All pages are sent once, then the guest goes on at the destination (--postcopy=after-first-pass)
+    #[arg(long, conflicts_with = "postcopy")]
+    postcopy_after_precopy: bool,
+    /// Most MiB a second of pages that nobody waits for (--max-postcopy-bandwidth)
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), conflicts_with = "max-postcopy-bandwidth")]
+    postcopy_bandwidth: Option<u64>,
     /// After so many seconds stop the guest and send the rest (--max-total-time and --on-timeout stop)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=4_000_000), conflicts_with_all = ["max-total-time", "on-timeout"])]
     timeout: Option<u64>,
@@ -42,7 +48,16 @@ pub struct VirshArgs {
 impl VirshArgs {
     /// Puts what the flags stand for in its place.
     pub(super) fn translate(&self, own: &mut ParameterArgs) -> Result<(), Failure> {
-        let Self { live: _, offline, suspend, timeout, persistent, .. } = self;
+        let Self {
+            live: _,
+            offline,
+            suspend,
+            postcopy_after_precopy,
+            postcopy_bandwidth,
+            timeout,
+            persistent,
+            ..
+        } = self;
         if *persistent {
             let text = "--persistent: tern keeps no definitions of guests. The process at the destination is the guest, and \
                         lasts as long as it; leave the flag out, and let what starts `tern run` there start it again";
@@ -52,6 +67,12 @@ impl VirshArgs {
             if *wanted {
                 own.capabilities.push(json!({ "capability": capability, "state": true }));
             }
+        }
+        if *postcopy_after_precopy {
+            own.parameters.insert("postcopy".to_owned(), "after-first-pass".into());
+        }
+        if let Some(mib) = postcopy_bandwidth {
+            own.parameters.insert("max-postcopy-bandwidth".to_owned(), (mib << 20).into());
         }
         if let Some(seconds) = timeout {
             own.parameters.insert("max-total-time".to_owned(), (seconds * 1000).into());
@@ -98,12 +119,20 @@ mod tests {
             ]
         );
         assert_eq!(json!(own.parameters), json!({"max-total-time": 7000, "on-timeout": "stop"}));
+        let own = translated("--postcopy-after-precopy --postcopy-bandwidth 8").unwrap();
+        let expected = json!({"postcopy": "after-first-pass", "max-postcopy-bandwidth": 8 << 20});
+        assert_eq!(json!(own.parameters), expected);
     }
 
     #[test]
     fn what_contradicts_itself_is_refused() {
-        for line in ["--live --offline", "--timeout 7 --max-total-time 8", "--timeout 0", "--verbose --json"]
-        {
+        for line in [
+            "--live --offline",
+            "--timeout 7 --max-total-time 8",
+            "--timeout 0",
+            "--verbose --json",
+            "--postcopy=manual --postcopy-after-precopy",
+        ] {
             let error = translated(line).unwrap_err();
             assert!(error.contains("--") && error != "refused", "{line}: {error}");
         }

@@ -124,10 +124,24 @@ pub const COMMANDS: &[Command] = &[
         },
     },
     Command {
+        name: "migrate-pause",
+        help: "Breaks the connections of a post-copy on purpose; the source makes new ones.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| done(vm.pause_postcopy()),
+    },
+    Command {
+        name: "migrate-recover",
+        help: "Says to a post-copy where its connections are made from now on: where to listen, or where to go.",
+        arguments: &[URI],
+        legal: ANY,
+        run: |vm, arguments| done(vm.recover_postcopy(arguments.text("uri"))),
+    },
+    Command {
         name: "migrate-resolve",
-        help: "Says who goes on after a migration in doubt.",
+        help: "Says who goes on after a migration in doubt, or at the source of a post-copy whose destination is given up.",
         arguments: &[RESOLUTION],
-        legal: &[RunState::InDoubt],
+        legal: &[RunState::InDoubt, RunState::PostMigrate],
         run: |vm, arguments| {
             let run = arguments.text("resolution") == "run";
             done(vm.resolve(if run { Resolution::Run } else { Resolution::Discard }))
@@ -142,6 +156,13 @@ pub const COMMANDS: &[Command] = &[
             let changes = arguments.object(FREE);
             done(vm.set_parameters(&changes))
         },
+    },
+    Command {
+        name: "migrate-start-postcopy",
+        help: "Lets a migration with parameter postcopy (or capability postcopy-ram) hand the guest over now.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| done(vm.start_postcopy()),
     },
     Command {
         name: "migrate_cancel",

@@ -197,4 +197,10 @@ pub trait Operations: Send {
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError>;
     /// Ends the wait before the switch-over.
     fn go_on(&mut self) -> Result<(), CommandError>;
+    /// Lets post-copy begin; nothing happens if it has.
+    fn start_postcopy(&mut self) -> Result<(), CommandError>;
+    /// Breaks the connections of a post-copy.
+    fn pause_postcopy(&mut self) -> Result<(), CommandError>;
+    /// Makes the connections of a post-copy at another address.
+    fn recover_postcopy(&mut self, uri: &str) -> Result<(), CommandError>;
 }

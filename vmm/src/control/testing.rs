@@ -117,6 +117,18 @@ impl Operations for FakeMachine {
         self.note("go on")
     }
 
+    fn start_postcopy(&mut self) -> Result<(), CommandError> {
+        self.note("post-copy")
+    }
+
+    fn pause_postcopy(&mut self) -> Result<(), CommandError> {
+        self.note("pause")
+    }
+
+    fn recover_postcopy(&mut self, uri: &str) -> Result<(), CommandError> {
+        self.note(format!("recover {uri}"))
+    }
+
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
         self.note(format!("resolve {resolution:?}"))
     }

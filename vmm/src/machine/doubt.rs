@@ -39,6 +39,14 @@ impl Drop for Watch {
     }
 }
 
+/// The engine's word.
+pub(super) fn of(resolution: Resolution) -> handover::Resolution {
+    match resolution {
+        Resolution::Run => handover::Resolution::Run,
+        Resolution::Discard => handover::Resolution::Discard,
+    }
+}
+
 /// A source in doubt.
 pub(super) struct Doubtful {
     doubt: Doubt,
@@ -119,14 +127,15 @@ impl Machine {
 
     /// A person's decision.
     pub(super) fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
+        if self.resolve_postcopy(resolution) {
+            return Ok(());
+        }
         let (Some(doubtful), Some(vm)) = (&mut self.doubt, &mut self.vm) else {
-            return Err(CommandError::illegal("no migration is in doubt"));
+            return Err(CommandError::illegal(
+                "no migration is in doubt, and no post-copy goes on from here",
+            ));
         };
-        let resolution = match resolution {
-            Resolution::Run => handover::Resolution::Run,
-            Resolution::Discard => handover::Resolution::Discard,
-        };
-        let standing = doubtful.doubt.resolve(vm, resolution);
+        let standing = doubtful.doubt.resolve(vm, of(resolution));
         let standing = standing.map_err(|error| CommandError::illegal(crate::control::chain(&error)))?;
         self.settle_doubt(standing, "a person has decided");
         Ok(())

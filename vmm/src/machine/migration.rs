@@ -88,6 +88,10 @@ pub(super) fn parse_uri(text: &str) -> Result<Uri, CommandError> {
 fn too_late(report: &Report) -> CommandError {
     CommandError::illegal(match (report.side, report.transport) {
         (Side::Source, "file") => "it is too late to cancel: the file is whole",
+        (Side::Source, _) if report.status.is_postcopy() => {
+            "it is too late to cancel: the guest goes on at the destination, and part of its memory is still here; \
+             migrate-resolve gives the destination up"
+        }
         (Side::Source, _) => "it is too late to cancel: the guest has been given to the destination",
         (Side::Destination, _) => "it is too late to cancel: the guest has come",
     })
@@ -376,6 +380,9 @@ mod tests {
         };
         assert!(text(Side::Source, "file").ends_with("the file is whole"));
         assert!(text(Side::Source, "unix").ends_with("given to the destination"));
+        let mut report = Report::new(Side::Source);
+        report.status = Status::PostcopyPaused;
+        assert!(too_late(&report).to_string().contains("goes on at the destination"));
         assert!(text(Side::Destination, "file").ends_with("the guest has come"));
     }
 }

@@ -19,6 +19,7 @@ mod migration;
 mod notice;
 mod opening;
 mod operations;
+mod postcopy;
 mod restoring;
 mod signals;
 mod state;

@@ -255,6 +255,18 @@ impl Operations for Handle {
         ))
     }
 
+    fn start_postcopy(&mut self) -> Result<(), CommandError> {
+        self.lock().start_postcopy()
+    }
+
+    fn pause_postcopy(&mut self) -> Result<(), CommandError> {
+        self.lock().pause_postcopy()
+    }
+
+    fn recover_postcopy(&mut self, uri: &str) -> Result<(), CommandError> {
+        self.lock().recover_postcopy(uri)
+    }
+
     fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
         self.lock().resolve(resolution)
     }

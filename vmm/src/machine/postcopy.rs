@@ -1,0 +1,80 @@
+//! Post-copy as the main thread sees it: what persons say to it.
+
+use tern_migration::channel::Uri;
+use tern_migration::{PostcopyOrder, Side, Status};
+
+use crate::control::{CommandError, Resolution};
+
+use super::Machine;
+use super::migration::parse_uri;
+use super::state::Attempt;
+
+/// Nothing of it goes on in this process.
+fn none_here() -> CommandError {
+    CommandError::illegal("no post-copy goes on here")
+}
+
+impl Machine {
+    /// The guest is on its way from here in post-copy.
+    fn serving(&self) -> Option<&Attempt> {
+        let is_serving = |attempt: &&Attempt| {
+            let report = attempt.control.report();
+            attempt.running && report.side == Side::Source && report.status.is_postcopy()
+        };
+        self.attempt.as_ref().filter(is_serving)
+    }
+
+    /// Lets it begin. That it has begun already, or is over, may be news to whoever asks.
+    pub(super) fn start_postcopy(&mut self) -> Result<(), CommandError> {
+        let Some(attempt) = &self.attempt else {
+            return Err(CommandError::illegal(
+                "no migration runs: start one with parameter postcopy (tern migrate --postcopy)",
+            ));
+        };
+        let report = attempt.control.report();
+        if report.side == Side::Destination {
+            return Err(CommandError::illegal(
+                "post-copy is begun at the source, and this is the destination",
+            ));
+        }
+        if !attempt.live.get().may_postcopy() {
+            return Err(CommandError::illegal(
+                "this migration was started without post-copy: start it with parameter postcopy (tern migrate \
+                 --postcopy=manual)",
+            ));
+        }
+        attempt.control.start_postcopy();
+        Ok(())
+    }
+
+    /// Breaks its connections.
+    pub(super) fn pause_postcopy(&mut self) -> Result<(), CommandError> {
+        let serving = self.serving().ok_or_else(none_here)?;
+        if serving.control.report().status == Status::PostcopyPaused {
+            return Err(CommandError::illegal(
+                "its connections are broken already: the source makes new ones",
+            ));
+        }
+        serving.control.order(PostcopyOrder::Pause);
+        Ok(())
+    }
+
+    /// Makes its connections elsewhere.
+    pub(super) fn recover_postcopy(&mut self, uri: &str) -> Result<(), CommandError> {
+        let uri = parse_uri(uri)?;
+        if !matches!(uri, Uri::Tcp { .. } | Uri::Unix { .. } | Uri::Vsock { .. }) {
+            return Err(CommandError::invalid(
+                "post-copy needs an address where several connections can be made: tcp:HOST:PORT, unix:PATH or \
+                 vsock:CID:PORT",
+            ));
+        }
+        self.serving().ok_or_else(none_here)?.control.order(PostcopyOrder::Recover(uri));
+        Ok(())
+    }
+
+    /// A person gives the destination up. False: there is no post-copy to end.
+    pub(super) fn resolve_postcopy(&self, resolution: Resolution) -> bool {
+        let resolution = super::doubt::of(resolution);
+        self.serving().inspect(|serving| serving.control.order(PostcopyOrder::Resolve(resolution))).is_some()
+    }
+}
