@@ -36,10 +36,13 @@ pub struct PostcopyArgs {
 enum What {
     /// At the source: hand the guest over now, and send afterwards what is missing (virsh: migrate-postcopy). The migration was
     /// started with --postcopy
+    #[command(after_help = "Example:\n  tern postcopy --control /tmp/a.sock start")]
     Start,
     /// Break the connections on purpose; the source makes new ones
+    #[command(after_help = "Example:\n  tern postcopy --control /tmp/a.sock pause")]
     Pause,
     /// Make the connections at another address: at the destination, where to listen; at the source, where to go from now on
+    #[command(after_help = "Example:\n  tern postcopy --control /tmp/a.sock recover tcp:host-b:5555")]
     Recover {
         /// tcp:HOST:PORT, unix:PATH or vsock:CID:PORT
         #[arg(value_name = "URI", value_parser = uri)]

@@ -65,7 +65,6 @@ mod tests {
     use tern_migration::pager::{BlockedReport, LatencyReport, PagerReport};
     use tern_migration::stats::PostcopyReport;
 
-
     fn shown(report: &PostcopyReport) -> String {
         let mut rows = Vec::new();
         super::rows(&serde_json::to_value(report).unwrap(), &mut rows);

@@ -28,6 +28,7 @@ fn illegal_states_say_what_is_legal_and_what_to_do() {
     let error = run_json(&mut vm, "cont", json!({})).unwrap_err();
     assert_eq!(error.code, ErrorCode::IllegalState);
     assert!(error.desc.contains("running, paused; the state is postmigrate; the guest has moved"), "{error}");
+    let mut vm = FakeMachine::default();
     let error = run_json(&mut vm, "migrate-resolve", json!({"resolution": "run"})).unwrap_err();
     assert_eq!(error.code, ErrorCode::IllegalState);
     assert!(vm.calls.is_empty());
