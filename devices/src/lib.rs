@@ -47,7 +47,7 @@ pub use rtc::{HeldClockV1, Rtc, RtcV1};
 pub use serial::{Serial, SerialV1};
 pub use state::{Apply, Part, RestoreError, Stateful, part};
 pub use virtio::balloon::{Balloon, BalloonV1, Reclaim};
-pub use virtio::blk::{Blk, BlkConfig, BlkV1};
+pub use virtio::blk::{Blk, BlkConfig, BlkV1, DiskActivity, DiskFailures};
 pub use virtio::console::{Console, ConsoleV1};
 pub use virtio::mmio::{MmioDevice, MmioTransport, QUEUE_NOTIFY_OFFSET, VirtQueueV1, VirtioMmioV1};
 pub use virtio::net::{Net, NetConfig, NetV1, TapError, open_tap};

@@ -119,6 +119,8 @@ pub struct Options {
     pub touched_every: usize,
     /// Stopping takes until it is cancelled.
     pub disk_is_stuck: bool,
+    /// Disk requests that the host has failed.
+    pub disk_failures: Arc<AtomicU64>,
     /// The call that fails, and the how manieth of its kind, from 0.
     pub fail: Option<(Call, u32)>,
     /// Why its memory can't come when it is touched; none: it can, if the host lets it.
@@ -148,6 +150,7 @@ impl Default for Options {
             working_set_pages: 40,
             touched_every: 3,
             disk_is_stuck: false,
+            disk_failures: Arc::default(),
             fail: None,
             page_in_refused: None,
             hook: None,

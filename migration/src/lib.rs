@@ -53,5 +53,6 @@ pub use policy::postcopy::PostcopyMode;
 pub use ram::is_zero_slice;
 pub use stats::{Report, Side, Status, query_migrate};
 pub use vm::{
-    Aspect, DestinationVm, GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, SourceVm, VmError, VmFacts,
+    Aspect, DestinationVm, DiskFailures, GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer, SourceVm, VmError,
+    VmFacts,
 };

@@ -39,7 +39,7 @@ use crate::policy::link::LinkMeter;
 use crate::ram::RamView;
 use crate::snapshot::SaveFile;
 use crate::stats::{ErrorReport, Report, Round, Side, Status};
-use crate::vm::{PAGE_BYTES, SourceVm, VmError};
+use crate::vm::{DiskFailures, PAGE_BYTES, SourceVm, VmError};
 
 use self::agree::Connected;
 use self::carrier::Carrier;
@@ -176,6 +176,8 @@ struct Attempt<'a, V> {
     report: Report,
     handover: Handover,
     log_started: bool,
+    /// Disk requests that had failed before.
+    disk_failures_before: u64,
     /// What the link carries.
     meter: LinkMeter,
     /// How much memory is moved while threads are at it, encoding included.
@@ -199,7 +201,9 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
     ) -> Self {
         let mut report = Report::new(Side::Source);
         report.set_route(route);
+        report.disk_errors = Some(0);
         let now_us = control.elapsed_us();
+        let disk_failures_before = vm.disk_failures().count;
         Self {
             vm,
             carrier,
@@ -208,6 +212,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
             report,
             handover: Handover::default(),
             log_started: false,
+            disk_failures_before,
             meter: LinkMeter::new(),
             flow: LinkMeter::new(),
             round_trip_us: 0,
@@ -270,8 +275,22 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         Some(Round { duration_us, ..self.now })
     }
 
+    /// The guest's disk errors since the start; the first is a warning.
+    fn note_disk_failures(&mut self) {
+        let DiskFailures { count, latest } = self.vm.disk_failures();
+        let count = count.saturating_sub(self.disk_failures_before);
+        if count > 0 && self.report.disk_errors == Some(0) {
+            let latest = latest.unwrap_or_default();
+            let text =
+                format!("a disk request failed on this host, and the guest saw an I/O error: {latest}");
+            self.report.warnings.push(text);
+        }
+        self.report.disk_errors = Some(count);
+    }
+
     fn publish(&mut self) {
         self.report.set_parameters(&self.live.get());
+        self.note_disk_failures();
         self.measure_live();
         self.report.total_us = self.control.elapsed_us();
         self.report.bytes.messages = self.carrier.message_bytes();

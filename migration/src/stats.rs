@@ -129,6 +129,8 @@ pub struct Report {
     pub uri: Option<String>,
     /// TCP: the peer's address and port.
     pub peer_address: Option<String>,
+    /// How the link was protected against others; none: it was not, or the peer was not heard yet.
+    pub tls: Option<TlsReport>,
     /// The peer's release; empty until the peer was heard.
     pub peer_tern_version: String,
     /// Protocol version agreed on; 0 before.
@@ -184,6 +186,8 @@ pub struct Report {
     pub link_bytes_per_s: Option<u64>,
     /// What moved in the last whole round, limit and waiting included; none before the first has ended.
     pub moved_bytes_per_s: Option<u64>,
+    /// Source: requests to the guest's disks that failed on this host since the start, so that the guest saw I/O errors.
+    pub disk_errors: Option<u64>,
     /// Downtime if the guest were stopped now; none before the first round has ended, and at the
     /// destination.
     pub expected_downtime_ms: Option<u64>,
@@ -208,6 +212,20 @@ pub struct Report {
     pub error: Option<ErrorReport>,
     /// What else went wrong without deciding anything.
     pub warnings: Vec<String>,
+}
+
+/// How TLS has protected a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TlsReport {
+    /// Of the protocol.
+    pub version: &'static str,
+    /// The cipher suite, by its name in RFC 8446, B.4.
+    pub cipher: String,
+    /// By what the two sides have proven who they are: `certificates` or `shared-secret`.
+    pub proven_by: &'static str,
+    /// Whom this side has found at the other end: at a source the name that it expected in the certificate, at a destination the
+    /// names in the source's; none with a shared secret, which names nobody.
+    pub peer: Option<String>,
 }
 
 /// What one vCPU writes.
@@ -431,6 +449,7 @@ impl Report {
             transport: "",
             uri: None,
             peer_address: None,
+            tls: None,
             peer_tern_version: String::new(),
             protocol_version: 0,
             strangers: 0,
@@ -456,6 +475,7 @@ impl Report {
             dirty_by_vcpu: Vec::new(),
             link_bytes_per_s: None,
             moved_bytes_per_s: None,
+            disk_errors: None,
             expected_downtime_ms: None,
             downtime_limit_ms: None,
             max_bandwidth_bytes_per_s: None,

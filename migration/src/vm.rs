@@ -177,6 +177,15 @@ impl Error for VmError {
     }
 }
 
+/// Disk requests that the host has failed: the guest has seen I/O errors.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskFailures {
+    /// How many.
+    pub count: u64,
+    /// The latest, for people.
+    pub latest: Option<String>,
+}
+
 /// A virtual machine that is to be moved away.
 ///
 /// Order of calls: `dirty_log_start`, then rounds of `dirty_log_fetch` and, chunk by chunk just before its
@@ -210,6 +219,10 @@ pub trait SourceVm: Send {
     fn dirty_log_clear(&mut self, region: usize, pages: Range<u64>) -> Result<(), VmError>;
     /// Ends the dirty log. Harmless when it isn't running.
     fn dirty_log_stop(&mut self) -> Result<(), VmError>;
+    /// The guest's disk requests that this host has failed since the machine was made, and the latest of them.
+    fn disk_failures(&self) -> DiskFailures {
+        DiskFailures::default()
+    }
     /// What each vCPU has written since the log was started and until it was last fetched; empty where the log
     /// doesn't say who wrote.
     fn dirty_by_vcpu(&self) -> Vec<VcpuDirty> {

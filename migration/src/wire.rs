@@ -33,7 +33,7 @@ use crate::channel::{Connection, Direction, TlsError, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::ram::Batch;
-use crate::stats::Side;
+use crate::stats::{Side, TlsReport};
 
 /// State is read in pieces of this size: a length alone makes nobody allocate.
 const PIECE_BYTES: usize = 1 << 20;
@@ -116,6 +116,11 @@ impl Wire {
 
     fn count(&self, message_bytes: usize) {
         self.traffic.message_bytes.fetch_add(message_bytes as u64, Relaxed);
+    }
+
+    /// How the connection is protected.
+    pub(crate) fn tls(&self) -> Option<TlsReport> {
+        self.stream.tls()
     }
 
     /// What to wait for until the peer says something.

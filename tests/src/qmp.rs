@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::limit::{limit, wait_for};
 
@@ -46,6 +48,21 @@ impl Qmp {
         self.try_execute(name, arguments).unwrap_or_else(|error| panic!("`{name}` failed: {error}"))
     }
 
+    /// Passes a descriptor (SCM_RIGHTS) under a name: `getfd`.
+    ///
+    /// # Panics
+    /// tern refuses, or the connection breaks.
+    pub fn pass(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
+        let line = json!({ "execute": "getfd", "arguments": { "fdname": name } }).to_string() + "\n";
+        let sent = self.stream.get_ref().send_with_fd(line.as_bytes(), descriptor.as_raw_fd());
+        assert!(
+            sent.is_ok_and(|sent| sent == line.len()),
+            "{}: a descriptor can't be sent",
+            self.path.display()
+        );
+        self.answer("getfd").unwrap_or_else(|error| panic!("`getfd` failed: {error}"));
+    }
+
     /// Runs a command.
     ///
     /// # Errors
@@ -58,6 +75,11 @@ impl Qmp {
         if let Err(error) = self.stream.get_mut().write_all(line.as_bytes()) {
             panic!("{}: `{name}`: {error}", self.path.display());
         }
+        self.answer(name)
+    }
+
+    /// The answer to what was sent; events before it are kept.
+    fn answer(&mut self, name: &str) -> Result<Value, Value> {
         loop {
             let mut message = self.read().unwrap_or_else(|| {
                 panic!("{}: the connection ended before `{name}` was answered", self.path.display())

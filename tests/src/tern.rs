@@ -9,7 +9,7 @@ use std::process::{Child, ExitStatus};
 use serde_json::json;
 use tempfile::TempDir;
 
-pub use builder::{Incoming, TernBuilder};
+pub use builder::{INHERITED, Incoming, TernBuilder};
 
 use crate::limit::wait_for;
 use crate::pulse::{PulseLog, tail};

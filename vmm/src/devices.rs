@@ -11,9 +11,9 @@ use std::time::Duration;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
-    AcpiPm, Balloon, Blk, BlkConfig, BytePort, Console, EventSource, GuestRam, I8042, Interrupt, MmioDevice,
-    MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial, Stateful, TapError, VmGenId,
-    chip_parts, open_tap, part,
+    AcpiPm, Balloon, Blk, BlkConfig, BytePort, Console, DiskActivity, DiskFailures, EventSource, GuestRam,
+    I8042, Interrupt, MmioDevice, MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial,
+    Stateful, TapError, VmGenId, chip_parts, open_tap, part,
 };
 use thiserror::Error;
 use uuid::Uuid;
@@ -234,6 +234,7 @@ pub struct DeviceSet {
     virtio: Vec<Arc<Mutex<dyn MmioDevice>>>,
     nets: Vec<Arc<Mutex<MmioTransport<Net>>>>,
     disks: Vec<File>,
+    disk_requests: Vec<DiskActivity>,
     locks: Arc<DiskLocks>,
     sources: Vec<Source>,
     parts: Vec<Box<dyn Part>>,
@@ -293,7 +294,8 @@ impl DeviceSet {
         parts.push(part(generation.clone(), 0));
         let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let locks = Arc::clone(&plugs.locks);
-        let set = Self { pm, generation, virtio, nets, disks, locks, sources: vec![serial], parts, facts };
+        let (disk_requests, sources): (_, Vec<Source>) = (Vec::new(), vec![serial]);
+        let set = Self { pm, generation, virtio, nets, disks, disk_requests, locks, sources, parts, facts };
         let mut builder = Builder { vm, ram, behind, set, bus };
         for (device, slot) in config.virtio_slots() {
             builder.add(device, slot, config, plugs)?;
@@ -352,9 +354,20 @@ impl DeviceSet {
         &self.locks
     }
 
+    /// Requests that failed on this host, of all disks.
+    pub fn disk_failures(&self) -> DiskFailures {
+        let mut all = DiskFailures::default();
+        for DiskFailures { count, latest } in self.disk_requests.iter().map(DiskActivity::failures) {
+            all.count = all.count.saturating_add(count);
+            all.latest = latest.or(all.latest);
+        }
+        all
+    }
+
     /// Puts what the guest has written on its disks where another host can read it: the destination's page
-    /// cache knows nothing of this host's.
+    /// cache knows nothing of this host's. Waits for the requests that are under way.
     pub fn sync_disks(&self) -> io::Result<()> {
+        self.disk_requests.iter().for_each(DiskActivity::wait_for_present);
         self.disks.iter().try_for_each(File::sync_data)
     }
 
@@ -458,6 +471,7 @@ impl Builder<'_> {
                     .push(clone.map_err(|source| DeviceError::Disk { path: disk.path.clone(), source })?);
                 let access = if disk.readonly { "read-only" } else { "writable" };
                 let detail = format!("{} sectors, {access}", blk.sectors());
+                self.set.disk_requests.push(blk.activity());
                 self.fact("virtio-blk", index, detail, false);
                 self.virtio("virtio-blk", blk, index, slot)?;
             }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tern_migration::pager::{self, OnEnd, PageProvider, Pager, Placer};
 use tern_migration::{
-    Aspect, DestinationVm, DirtyBitmap, DirtyLogMode, GuestRam, MemoryRegion, SourceVm, VcpuDirty, VmError,
-    VmFacts,
+    Aspect, DestinationVm, DirtyBitmap, DirtyLogMode, DiskFailures, GuestRam, MemoryRegion, SourceVm,
+    VcpuDirty, VmError, VmFacts,
 };
 use tern_schema::{StateSet, decode_record, encode_record};
 use vm_memory::GuestMemoryBackend;
@@ -113,6 +113,11 @@ impl SourceVm for Vm {
 
     fn dirty_log_stop(&mut self) -> Result<(), VmError> {
         self.dirty.stop(self.core.vm()).map_err(|error| VmError::new("the dirty log can't be ended", error))
+    }
+
+    fn disk_failures(&self) -> DiskFailures {
+        let tern_devices::DiskFailures { count, latest } = self.core.devices().disk_failures();
+        DiskFailures { count, latest }
     }
 
     fn dirty_by_vcpu(&self) -> Vec<VcpuDirty> {

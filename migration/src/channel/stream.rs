@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::span::{InSpan, OutSpan};
 use super::{Direction, Woken};
 use crate::cancel::Cancel;
+use crate::stats::TlsReport;
 
 /// What a peer has said so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,11 @@ pub trait Stream: Send + fmt::Debug {
 
     /// Says that nothing more will be sent. Receiving goes on.
     fn finish(&mut self);
+
+    /// How it is protected; none: it is plain, or the two sides have not come to trust each other yet.
+    fn tls(&self) -> Option<TlsReport> {
+        None
+    }
 
     /// What becomes readable when [`Self::peek`] has something new; none if no descriptor tells, as in a simulation.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;

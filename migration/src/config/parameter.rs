@@ -108,6 +108,11 @@ impl Scope {
 }
 
 impl Parameter {
+    /// Is it about who may read and change the connection?
+    pub fn secures(&self) -> bool {
+        self.name == "insecure" || self.name.starts_with("tls")
+    }
+
     /// The row of this name.
     pub fn named(name: &str) -> Result<&'static Self, ConfigError> {
         PARAMETERS.iter().find(|row| row.name == name).ok_or_else(|| ConfigError::UnknownParameter {

@@ -41,6 +41,7 @@ impl<'s, V: DestinationVm> Connected<'s, V> {
         let Self { attempt, ram, peer } = self;
         attempt.report.session.clone_from(&peer.session);
         attempt.report.peer_tern_version.clone_from(&peer.tern_version);
+        attempt.report.tls = attempt.wire.tls();
         attempt.report.protocol_version = peer.protocol_version;
         let offer: Offer = attempt.wire.expect(FrameType::Offer, "waiting for the offer")?;
         attempt.report.downtime_limit_ms = offer.downtime_limit_ms;

@@ -10,7 +10,7 @@ use tern_schema::StateSet;
 use super::{Call, FakeV1, FakeVm};
 use crate::dirty::{DirtyBitmap, DirtyLogMode, VcpuDirty};
 use crate::pager::{self, OnEnd, PageProvider, Pager, Placer};
-use crate::vm::{Aspect, DestinationVm, GuestRam, SourceVm, VmError, VmFacts};
+use crate::vm::{Aspect, DestinationVm, DiskFailures, GuestRam, SourceVm, VmError, VmFacts};
 
 impl SourceVm for FakeVm {
     fn facts(&self) -> VmFacts {
@@ -33,6 +33,11 @@ impl SourceVm for FakeVm {
 
     fn dirty_by_vcpu(&self) -> Vec<VcpuDirty> {
         self.shared.log.by_vcpu()
+    }
+
+    fn disk_failures(&self) -> DiskFailures {
+        let count = self.options.disk_failures.load(Ordering::SeqCst);
+        DiskFailures { count, latest: (count > 0).then(|| format!("request {count}")) }
     }
 
     fn dirty_log_fetch(&mut self, dirty: &mut DirtyBitmap) -> Result<(), VmError> {

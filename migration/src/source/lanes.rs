@@ -66,7 +66,7 @@ pub(super) struct Shared {
     pub(super) lanes: Vec<Arc<Lane>>,
     pub(super) outgoing: Arc<Outgoing>,
     tally: Tally,
-    throttle: Throttle,
+    pub(super) throttle: Throttle,
     control: Arc<Control>,
 }
 

@@ -247,6 +247,7 @@ impl Carrier for Link {
         let round_trip_us = self.control.since_us(asked_us);
         report.session.clone_from(&peer.session);
         report.peer_tern_version.clone_from(&peer.tern_version);
+        report.tls = wire.tls();
         report.protocol_version = peer.protocol_version;
         let offered_us = self.control.now_us();
         wire.send(FrameType::Offer, &offer, "offering the guest")?;
@@ -330,6 +331,7 @@ impl Carrier for Link {
 
     fn end_round(&mut self, end: &RoundEnd) -> Result<(), MigrationError> {
         const STATE: &str = "ending a round";
+        let before = self.message_bytes();
         let lanes = if self.serving.is_some() { &self.lanes } else { &self.flow()?.shared.lanes };
         for lane in lanes.iter().skip(1) {
             let mut wire = lane.wire();
@@ -339,7 +341,13 @@ impl Carrier for Link {
         let mut wire = self.main.wire();
         wire.send(FrameType::RoundEnd, end, STATE)?;
         wire.epoch = wire.epoch.wrapping_add(1);
-        Ok(())
+        drop(wire);
+        if end.last || self.serving.is_some() {
+            return Ok(());
+        }
+        // Rounds of a guest that writes little are short and many.
+        let bytes = self.message_bytes().saturating_sub(before);
+        self.flow()?.shared.throttle.pass(bytes)
     }
 
     fn state(&mut self, state: &[u8], running: bool) -> Result<u64, MigrationError> {

@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tern_migration::channel::{Acceptor, Connection, Listener, connect};
 use tern_migration::destination::{receive, receive_from};
-use tern_migration::fake::{FakeVm, LogMode, Options};
+use tern_migration::fake::{Call, FakeVm, Hook, LogMode, Options};
 use tern_migration::source::{Outcome, migrate, migrate_to};
 use tern_migration::{
     Blame, Control, DirtyLogMode, LiveParameters, Observer, Parameters, Side, Status, config, query_migrate,
@@ -55,6 +55,64 @@ fn a_limit_of_bandwidth_holds_and_can_be_lifted_on_the_way() {
         started.elapsed()
     });
     assert!(lifted < Duration::from_millis(600), "{lifted:?}");
+}
+
+#[test]
+fn disk_errors_of_the_guest_are_counted_from_the_start_and_the_first_is_a_warning() {
+    let failures = Arc::new(AtomicU64::new(5));
+    let failing = Arc::clone(&failures);
+    let hook = move |call| {
+        if call == Call::Save {
+            failing.fetch_add(2, Ordering::SeqCst);
+        }
+        Ok(())
+    };
+    let source = Options { hook: Some(Hook(Arc::new(hook))), disk_failures: failures, ..Options::default() };
+    let destination = Options { fleet: Arc::clone(&source.fleet), ..Options::default() };
+    let controls = [control(Side::Source), control(Side::Destination)];
+    let vms = [FakeVm::booted(source).unwrap(), FakeVm::new(destination).unwrap()];
+    let [source, destination] = vms;
+    let ends = run(source, destination, Connection::pair().unwrap(), &LiveParameters::default(), controls);
+    assert_moved(&ends, true);
+    assert_eq!((ends.source_report.disk_errors, ends.destination_report.disk_errors), (Some(2), None));
+    let [warning] = &ends.source_report.warnings[..] else { panic!("{:?}", ends.source_report.warnings) };
+    assert!(warning.contains("request 7") && warning.contains("I/O error"), "{warning}");
+}
+
+#[test]
+fn many_small_rounds_keep_the_limit_too() {
+    const LIMIT: u64 = 262_144;
+    let options = Options { region_pages: vec![70], writes_per_call: 0, ..Options::default() };
+    // It never ends by itself: no stop is short enough.
+    let limits = live(json!({"max-bandwidth": LIMIT, "downtime-limit": 0}));
+    let controls = [control(Side::Source), control(Side::Destination)];
+    let here = Arc::clone(&controls[0]);
+    let mut source = FakeVm::booted(options.clone()).unwrap();
+    let (guest, empty) = (source.guest(), FakeVm::new(options).unwrap());
+    // Each round has one page, of which nothing is sent but that it is zero.
+    let hook = move |call| {
+        if call == Call::DirtyLogFetch {
+            guest.zero_page(0, 5);
+        }
+        Ok(())
+    };
+    source.set_hook(Some(Hook(Arc::new(hook))));
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(source, empty, Connection::pair().unwrap(), &limits, controls));
+        let wait_messages = |bytes: u64| {
+            while here.report().bytes.messages < bytes {
+                assert!(!running.is_finished());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            (Instant::now(), here.report().bytes.messages)
+        };
+        let (began, from) = wait_messages(LIMIT / 16);
+        let (ended, to) = wait_messages(from + LIMIT / 2);
+        here.cancel();
+        running.join().unwrap();
+        let (took, least_ms) = (ended - began, (to - from) * 800 / LIMIT);
+        assert!(took > Duration::from_millis(least_ms), "{took:?} for what takes {least_ms} ms at least");
+    });
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -20,6 +22,8 @@ pub(super) const STDERR: &str = "stderr";
 pub(super) const STDOUT: &str = "stdout";
 pub(super) const SERIAL: &str = "serial";
 const INCOMING: &str = "incoming";
+/// Number of the descriptor that [`TernBuilder::inherits`].
+pub const INHERITED: u32 = 7;
 
 /// How a destination listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,7 @@ pub struct TernBuilder {
     pub(super) flags: Vec<OsString>,
     namespace: Option<String>,
     inside: Option<String>,
+    inherited: Option<Arc<OwnedFd>>,
     log: Option<String>,
     pub(super) next: Option<String>,
 }
@@ -75,6 +80,7 @@ impl TernBuilder {
             flags,
             namespace: None,
             inside: None,
+            inherited: None,
             log: None,
             next: None,
         }
@@ -152,6 +158,12 @@ impl TernBuilder {
         self
     }
 
+    /// The process is started with this descriptor, as number [`INHERITED`].
+    pub fn inherits(mut self, descriptor: OwnedFd) -> Self {
+        self.inherited = Some(Arc::new(descriptor));
+        self
+    }
+
     /// What the process writes to its standard error, as `TERN_LOG` takes it.
     pub fn log(mut self, filter: &str) -> Self {
         self.log = Some(filter.to_owned());
@@ -168,6 +180,12 @@ impl TernBuilder {
     /// Any other flag or value.
     pub fn flag(mut self, word: impl Into<OsString>) -> Self {
         self.flags.push(word.into());
+        self
+    }
+
+    /// The same machine without a guest, for flags of its own that say where one comes from.
+    pub fn receiver(mut self) -> Self {
+        self.boot.clear();
         self
     }
 
@@ -227,6 +245,12 @@ impl TernBuilder {
         let program = self.program();
         // Each becomes the program that it is told to run: the process is the same.
         let mut command = match (&self.namespace, &self.inside) {
+            (None, None) if self.inherited.is_some() => {
+                let mut command = Command::new("sh");
+                let script = format!("exec \"$@\" {INHERITED}<&0 </dev/null");
+                command.args(["-c", &script, "sh"]).arg(program);
+                command
+            }
             (None, None) => Command::new(program),
             (None, Some(script)) => {
                 let mut command = Command::new("unshare");
@@ -239,7 +263,11 @@ impl TernBuilder {
                 command
             }
         };
-        command.args(self.arguments(folder.path())).stdin(Stdio::null());
+        let stdin = self.inherited.as_ref().map_or_else(Stdio::null, |descriptor| {
+            let copy = descriptor.try_clone();
+            Stdio::from(copy.unwrap_or_else(|error| panic!("a copy of a descriptor: {error}")))
+        });
+        command.args(self.arguments(folder.path())).stdin(stdin);
         if let Some(uses) = &self.next {
             command.env("TERN_NEXT_USES", uses);
         }

@@ -179,7 +179,7 @@ fn a_file_that_may_not_be_so_large_is_no_file_and_the_older_one_stays() {
 
 /// Most bytes of a file that the process may write (`setrlimit(2)`, RLIMIT_FSIZE).
 #[expect(unsafe_code, reason = "prlimit(2) has no safe wrapper in the crates used here")]
-fn limit_file_size(pid: u32, bytes: libc::rlim_t) {
+pub(crate) fn limit_file_size(pid: u32, bytes: libc::rlim_t) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the kernel reads the structure, which lives through the call.
     let set = unsafe {

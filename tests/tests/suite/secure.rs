@@ -36,6 +36,13 @@ fn certificates_of_tern_tls_carry_a_running_guest_over_several_channels() {
     destination.wait_beats(1, 4);
     PulseLog::read(&(source.serial().text() + &destination.serial().text()));
     assert_eq!(moved.source["report"]["transport"], "tcp");
+    let (near, far) = (&moved.source["report"]["tls"], &moved.destination["report"]["tls"]);
+    assert_eq!((&near["peer"], &far["peer"]), (&json!("127.0.0.1"), &json!("host-a")));
+    for side in [near, far] {
+        assert_eq!(side["version"], "1.3", "{side}");
+        assert!(side["cipher"].as_str().unwrap().starts_with("TLS_") && side["cipher"] == near["cipher"]);
+        assert_eq!(side["proven_by"], "certificates");
+    }
 }
 
 #[test]
@@ -61,7 +68,11 @@ fn a_guest_whose_secret_is_another_runs_on_and_moves_with_the_right_one() {
         assert_eq!(here.state(), "running");
         assert_eq!(destination.qmp().state(), "inmigrate");
     }
-    migrate_to(&source, &destination, &destination.uri(), json!({ "tls-psk": right }));
+    let moved = migrate_to(&source, &destination, &destination.uri(), json!({ "tls-psk": right }));
+    for side in [&moved.source, &moved.destination] {
+        let tls = &side["report"]["tls"];
+        assert!(tls["proven_by"] == "shared-secret" && tls["peer"].is_null(), "{tls}");
+    }
     destination.wait_beats(1, 4);
     PulseLog::read(&(source.serial().text() + &destination.serial().text()));
 }

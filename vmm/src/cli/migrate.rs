@@ -141,6 +141,17 @@ pub(super) fn given(matches: &ArgMatches) -> Map<String, Value> {
 
 impl Args for ParameterArgs {
     fn augment_args(command: clap::Command) -> clap::Command {
+        Self::flags(command, |_| true)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl ParameterArgs {
+    /// The flags of a source's rows that are `wanted`.
+    pub(super) fn flags(command: clap::Command, wanted: fn(&Parameter) -> bool) -> clap::Command {
         let shown = |row: &Capability| {
             let default = if row.default { "on" } else { "off" };
             format!("{} [default: {default}]", row.name)
@@ -152,12 +163,8 @@ impl Args for ParameterArgs {
             .help(format!("Switch a capability on or off: {}", names.join(", ")))
             .action(ArgAction::Append)
             .value_parser(capability);
-        let rows = PARAMETERS.iter().filter(|row| row.scope.is_sources());
+        let rows = PARAMETERS.iter().filter(|row| row.scope.is_sources() && wanted(row));
         command.args(rows.map(flag)).arg(capability)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
     }
 }
 
@@ -261,9 +268,10 @@ pub(super) fn run(mut args: MigrateArgs) -> Result<Exit, Failure> {
     let VirshArgs { abort_on_error, verbose, undefinesource, .. } = args.virsh;
     let watch = Watch { show: !args.json, verbose, abort_on_error };
     let ended = watch.until_over(&mut client)?;
+    tell_warnings(&ended["report"]);
     let shown =
         if args.json { print_json(&ended["report"])? } else { print(&report::table(&ended["report"]))? };
-    conclude(&ended, uri)?;
+    conclude(&ended, uri, abort_on_error)?;
     if undefinesource {
         return vm::quit(&mut client, &args.control);
     }
@@ -360,8 +368,8 @@ impl Watch {
                 let text = "left; the migration may still run: `tern status` shows it, `tern cancel` ends it";
                 return Err(Failure::text(Exit::Failure, text));
             }
-            let warned = state["report"]["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
-            if (INTERRUPTS.cancels() || (self.abort_on_error && warned)) && !cancelled {
+            let warned = self.abort_on_error && first_warning(&state).is_some();
+            if (INTERRUPTS.cancels() || warned) && !cancelled {
                 cancelled = true;
                 client.execute("migrate_cancel", json!({}))?;
             }
@@ -370,21 +378,37 @@ impl Watch {
     }
 }
 
+/// The report's warnings, on the standard error.
+pub(super) fn tell_warnings(report: &Value) {
+    for warning in report["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn first_warning(state: &Value) -> Option<&str> {
+    state["report"]["warnings"][0].as_str()
+}
+
 /// The one error, if it did not arrive.
-fn conclude(ended: &Value, uri: &str) -> Result<(), Failure> {
+fn conclude(ended: &Value, uri: &str, abort_on_error: bool) -> Result<(), Failure> {
     let why = ended["error-desc"].as_str().unwrap_or("no reason was given");
     match ended["status"].as_str() {
         Some("completed") => Ok(()),
         Some("cancelled") => Err(Failure::text(
             Exit::MigrationCancelled,
-            format!("the migration to {uri} was cancelled; the guest goes on where it was"),
+            match first_warning(ended).filter(|_| abort_on_error) {
+                Some(warning) => format!(
+                    "the migration to {uri} was cancelled, as --abort-on-error asks: {warning}; the guest goes on where it was"
+                ),
+                None => format!("the migration to {uri} was cancelled; the guest goes on where it was"),
+            },
         )),
         Some("in-doubt") => Err(Failure::text(
             Exit::MigrationInDoubt,
             format!(
-                "the migration to {uri} is in doubt: {why}\nthe guest is stopped here and keeps its memory; {}\nthen: tern \
-                 migrate --resolve discard (it runs there) or --resolve run (it doesn't)",
-                ended["doubt"]["advice"].as_str().unwrap_or("look at the destination")
+                "the migration to {uri} is in doubt: {why}\nthe guest is stopped here and keeps its memory; {}\n{}",
+                ended["doubt"]["advice"].as_str().unwrap_or("look at the destination"),
+                vm::RESOLVE,
             ),
         )),
         _ => Err(Failure::text(
@@ -488,7 +512,7 @@ mod tests {
         let (_folder, path, server) = answers(lines);
         let mut client = Client::connect(&path).unwrap();
         let ended = Watch::default().until_over(&mut client).unwrap();
-        assert_eq!(conclude(&ended, "unix:/m").unwrap_err().exit, Exit::MigrationFailed);
+        assert_eq!(conclude(&ended, "unix:/m", false).unwrap_err().exit, Exit::MigrationFailed);
         assert_eq!(server.join().unwrap(), 4);
     }
 
@@ -517,14 +541,18 @@ mod tests {
     #[test]
     fn each_end_has_its_code() {
         let end = |status: &str| {
-            conclude(&json!({"status": status, "error-desc": "why"}), "u").map_err(|failure| failure.exit)
+            conclude(&json!({"status": status, "error-desc": "why"}), "u", false)
+                .map_err(|failure| failure.exit)
         };
         assert_eq!(end("completed"), Ok(()));
         assert_eq!(end("failed"), Err(Exit::MigrationFailed));
         assert_eq!(end("cancelled"), Err(Exit::MigrationCancelled));
         assert_eq!(end("in-doubt"), Err(Exit::MigrationInDoubt));
-        let failure =
-            conclude(&json!({"status": "failed", "error-desc": "port in use"}), "tcp:b:1").unwrap_err();
+        let failure = conclude(&json!({"status": "failed", "error-desc": "port in use"}), "tcp:b:1", false)
+            .unwrap_err();
         assert!(failure.text.contains("tcp:b:1") && failure.text.contains("port in use"));
+        let warned = json!({"status": "cancelled", "report": {"warnings": ["the disk is full"]}});
+        let told = [true, false].map(|abort| conclude(&warned, "u", abort).unwrap_err().text);
+        assert!(told[0].contains("--abort-on-error asks: the disk is full") && !told[1].contains("disk"));
     }
 }

@@ -219,7 +219,9 @@ fn log_to_stderr() {
         .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
         .with_env_var("TERN_LOG")
         .from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+    // A line that can't be written (a full disk, a reader that has gone) would be reported by a panic of the thread.
+    let lines = tracing_subscriber::fmt().log_internal_errors(false);
+    lines.with_env_filter(filter).with_writer(io::stderr).without_time().init();
 }
 
 /// Prints a result. A reader that has seen enough (`tern host | head`) is no error.

@@ -69,6 +69,12 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
         ));
     }
     postcopy::rows(&report["postcopy"], &mut rows);
+    if let Some(protected) = protected(report) {
+        rows.push(("encrypted", protected));
+    }
+    if number(&report["disk_errors"]) > 0 {
+        rows.push(("disk errors", format!("{}, which the guest saw", number(&report["disk_errors"]))));
+    }
     if let Some(mode) = report["dirty_log"].as_str() {
         rows.push(("dirty log", mode.to_owned()));
     }
@@ -78,6 +84,18 @@ fn rows(report: &Value) -> Vec<(&'static str, String)> {
         rows.push(("", format!("vCPU {index}: {pages} pages, {rate}/s at last; ring full {full} times")));
     }
     rows
+}
+
+/// How the link was protected; none where there was none, or no peer was heard.
+fn protected(report: &Value) -> Option<String> {
+    let tls = &report["tls"];
+    let Some(version) = tls["version"].as_str() else {
+        let is_link = !["", "file"].contains(&report["transport"].as_str().unwrap_or_default());
+        return (is_link && report["peer_tern_version"] != "").then(|| "no".to_owned());
+    };
+    let text = |name: &str| tls[name].as_str().unwrap_or_default();
+    let peer = tls["peer"].as_str().map(|peer| format!(" of {peer}")).unwrap_or_default();
+    Some(format!("TLS {version}, {}, {}{peer}", text("cipher"), text("proven_by")))
 }
 
 /// Parts of the downtime in the order in which they happen; an indented one is part of the one above.
@@ -168,7 +186,7 @@ fn time(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tern_migration::stats::{Downtime, Report, Round, Side, Status};
+    use tern_migration::stats::{Downtime, Report, Round, Side, Status, TlsReport};
 
     use super::*;
 
@@ -261,6 +279,25 @@ mod tests {
         let text = table(&report);
         assert!(text.contains("pages sent           1000\n  in fewer bytes     900\n"), "{text}");
         assert!(text.lines().last().unwrap().contains("    0         77"), "{text}");
+    }
+
+    #[test]
+    fn the_table_says_whether_others_could_read_it() {
+        let mut report = report(1);
+        assert!(!table(&report).contains("encrypted"));
+        report["transport"] = "tcp".into();
+        report["peer_tern_version"] = "0.1.0".into();
+        assert!(table(&report).contains("encrypted            no\n"));
+        let cipher = "TLS_AES_256_GCM_SHA384";
+        let tls = TlsReport {
+            version: "1.3",
+            cipher: cipher.into(),
+            proven_by: "certificates",
+            peer: Some("b".into()),
+        };
+        report["tls"] = serde_json::to_value(tls).unwrap();
+        let shown = format!("encrypted            TLS 1.3, {cipher}, certificates of b\n");
+        assert!(table(&report).contains(&shown), "{}", table(&report));
     }
 
     #[test]

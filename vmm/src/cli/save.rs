@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, FromArgMatches, ValueEnum};
 use serde_json::{Value, json};
 
 use super::migrate::{self, ParameterArgs};
@@ -36,10 +36,34 @@ pub struct SaveArgs {
     #[arg(long, value_name = "WHAT", default_value = "quit")]
     then: Then,
     #[command(flatten)]
-    parameters: ParameterArgs,
+    parameters: FileParameterArgs,
     /// Print the report as JSON, and no progress
     #[arg(long)]
     json: bool,
+}
+
+/// The parameters without those of a connection's security: there is none.
+#[derive(Debug, Default)]
+struct FileParameterArgs(ParameterArgs);
+
+impl Args for FileParameterArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ParameterArgs::flags(command, |row| !row.secures())
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for FileParameterArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        ParameterArgs::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,8 +85,8 @@ impl SaveArgs {
                 format!("{}: the control socket takes UTF-8 only; give another name", absolute.display());
             Failure::text(Exit::Usage, text)
         })?;
-        let parameters = &self.parameters.parameters;
-        let mut capabilities = self.parameters.capabilities.clone();
+        let ParameterArgs { parameters, capabilities } = &self.parameters.0;
+        let mut capabilities = capabilities.clone();
         capabilities.push(json!({ "capability": "keep-running", "state": self.then == Then::Run }));
         Ok(json!({ "uri": format!("file:{path}"), "parameters": parameters, "capabilities": capabilities }))
     }
@@ -83,9 +107,7 @@ impl SaveArgs {
 pub(super) fn run(args: &SaveArgs) -> Result<Exit, Failure> {
     let (mut client, ended) = args.save(!args.json)?;
     let report = &ended["report"];
-    for warning in report["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        tracing::warn!("{warning}");
-    }
+    migrate::tell_warnings(report);
     if args.json {
         print_json(report)?;
     } else {
@@ -98,7 +120,8 @@ pub(super) fn run(args: &SaveArgs) -> Result<Exit, Failure> {
 /// Saves a guest that goes on, without a word but the error.
 pub(super) fn and_go_on(control: &Path, file: &Path) -> Result<(), Failure> {
     let (control, file) = (ControlArgs { control: control.to_owned() }, file.to_owned());
-    let args = SaveArgs { control, file, then: Then::Run, parameters: ParameterArgs::default(), json: true };
+    let args =
+        SaveArgs { control, file, then: Then::Run, parameters: FileParameterArgs::default(), json: true };
     let (_, ended) = args.save(true)?;
     conclude(&ended, &args.file)
 }
@@ -146,6 +169,14 @@ mod tests {
         let stop = request("/a/b --then stop --downtime-limit 5ms --file-threads 4 --direct-io on");
         let expected = json!({ "downtime-limit": 5, "file-threads": 4, "direct-io": true });
         assert_eq!(stop["parameters"], expected);
+    }
+
+    #[test]
+    fn a_file_has_no_flags_of_a_connections_security() {
+        use clap::CommandFactory;
+        let help = Only::command().render_long_help().to_string();
+        assert!(!help.contains("--tls") && !help.contains("--insecure"), "{help}");
+        assert!(help.contains("--file-threads") && help.contains("--compress"), "{help}");
     }
 
     #[test]

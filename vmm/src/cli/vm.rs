@@ -13,6 +13,10 @@ use crate::control::client::{Client, ClientError};
 /// Longest wait for a process that was told to end.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How a doubt is settled.
+pub(super) const RESOLVE: &str =
+    "then: tern migrate --resolve discard (it runs there) or --resolve run (it doesn't)";
+
 #[derive(Debug, Args)]
 pub struct ControlArgs {
     /// Control socket of the machine (`tern run --control PATH`)
@@ -132,7 +136,17 @@ fn for_people(document: &Value) -> String {
         text(&document["status"]),
         document["cpus"],
     );
-    head + &on_demand(&document["migration"]["report"])
+    head + &doubt(&document["migration"]["doubt"]) + &on_demand(&document["migration"]["report"])
+}
+
+/// What a person is to do about a migration in doubt; empty where there is none.
+fn doubt(doubt: &Value) -> String {
+    let Some(advice) = doubt["advice"].as_str() else { return String::new() };
+    let asked = doubt["asked"].as_u64().unwrap_or_default();
+    let answer = doubt["answer"].as_str().unwrap_or("none");
+    format!(
+        "doubt      asked {asked} times, latest answer: {answer}\n           {advice}\n           {RESOLVE}\n"
+    )
 }
 
 /// How far memory is that comes on demand; empty where none does.
@@ -215,6 +229,11 @@ mod tests {
         assert!(shown.contains("512 KiB of 1 MiB") && shown.contains("99 % up to 300 us"), "{shown}");
         document["migration"] = json!({"status": "active", "report": {"progress_percent": 43, "eta_ms": 11_200, "ended_at_unix_ms": null}});
         assert!(for_people(&document).ends_with("migration  active: 43 %, about 12 s left\n"));
+        let doubt = json!({"asked": 3, "answer": "none", "advice": "look there"});
+        document["migration"] = json!({"status": "in-doubt", "error-desc": "closed", "doubt": doubt});
+        let shown = for_people(&document);
+        assert!(shown.contains("asked 3 times") && shown.contains("look there\n"), "{shown}");
+        assert!(shown.ends_with(&format!("{RESOLVE}\n")), "{shown}");
         document["migration"] = json!({"status": "failed", "error-desc": "no route"});
         assert!(for_people(&document).ends_with("migration  failed: no route\n"));
     }

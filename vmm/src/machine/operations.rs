@@ -113,8 +113,7 @@ impl Machine {
         if self.receiver.is_some() || self.core.run().holds(Hold::Incoming) {
             // Whoever listens already does so with them.
             let listens = self.receiver.is_some();
-            let begun =
-                |row: &&Parameter| matches!(row.name, "insecure" | "known") || row.name.starts_with("tls");
+            let begun = |row: &&Parameter| row.secures() || row.name == "known";
             let fixed = PARAMETERS.iter().filter(begun).find(|row| changes.contains_key(row.name));
             if let (true, Some(row)) = (listens, fixed) {
                 return Err(invalid(ConfigError::Fixed { name: row.name }));

@@ -3,16 +3,18 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
+use super::activity::DiskFailures;
 use super::request::{Operation, Range, Request};
 use super::{DISCARD_MAX_SECTORS, ID_BYTES, SEGMENT_MAX_BYTES, SEGMENTS_MAX, ZEROES_MAX_SECTORS};
 use crate::GuestRam;
+use crate::state::lock;
 
 const SECTOR_BYTES: u64 = 512;
 const REQUEST_MAX_BYTES: usize = SEGMENT_MAX_BYTES as usize * SEGMENTS_MAX as usize;
@@ -42,17 +44,22 @@ pub(super) struct Disk {
     file: File,
     read_only: bool,
     sectors: u64,
-    failed_before: AtomicBool,
+    failures: Mutex<DiskFailures>,
 }
 
 impl Disk {
     pub(super) fn new(mut file: File, read_only: bool) -> io::Result<Self> {
         let sectors = file.seek(SeekFrom::End(0))? / SECTOR_BYTES;
-        Ok(Self { file, read_only, sectors, failed_before: AtomicBool::new(false) })
+        Ok(Self { file, read_only, sectors, failures: Mutex::default() })
     }
 
     pub(super) fn sectors(&self) -> u64 {
         self.sectors
+    }
+
+    /// Requests that failed on the host.
+    pub(super) fn failures(&self) -> DiskFailures {
+        lock(&self.failures).clone()
     }
 
     pub(super) fn read_only(&self) -> bool {
@@ -82,15 +89,20 @@ impl Disk {
     /// A full file system fails every write: one warning will do.
     fn report(&self, request: &Request, error: &io::Error) {
         let operation = &request.operation;
-        if self.failed_before.swap(true, Ordering::Relaxed) {
-            tracing::debug!(?operation, %error, "a disk request failed on the host");
-        } else {
-            let path = crate::path::of(&self.file);
-            let path = path.display();
+        let path = crate::path::of(&self.file);
+        let path = path.display();
+        let mut failures = lock(&self.failures);
+        let is_first = failures.count == 0;
+        failures.count = failures.count.saturating_add(1);
+        failures.latest = Some(format!("{path}: {operation:?}: {error}"));
+        drop(failures);
+        if is_first {
             tracing::warn!(
                 %path, ?operation, %error,
                 "a disk request failed on the host, and the guest sees an I/O error; if its disk is full, make room"
             );
+        } else {
+            tracing::debug!(?operation, %error, "a disk request failed on the host");
         }
     }
 

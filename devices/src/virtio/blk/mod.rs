@@ -19,6 +19,7 @@ use super::mmio::VirtioMmioV1;
 use super::{Broken, Queues, VirtioDevice};
 use crate::RestoreError;
 
+mod activity;
 mod disk;
 mod pool;
 mod request;
@@ -26,6 +27,7 @@ mod request;
 #[expect(clippy::cast_possible_truncation, reason = "the tests' numbers are small, or wrap on purpose")]
 mod tests;
 
+pub use activity::{DiskActivity, DiskFailures};
 use disk::Disk;
 use pool::Pool;
 use request::Request;
@@ -98,6 +100,11 @@ impl Blk {
     /// Size of the disk, in units of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.disk.sectors()
+    }
+
+    /// Its requests, for those who have no part in them.
+    pub fn activity(&self) -> DiskActivity {
+        self.pool.activity()
     }
 
     /// Puts completed requests into the used ring.

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::activity::DiskActivity;
 use super::disk::Disk;
 use super::request::Request;
 use crate::GuestRam;
@@ -25,19 +26,38 @@ pub(super) struct Done {
 
 #[derive(Debug, Default)]
 struct Work {
-    waiting: VecDeque<(GuestRam, Request)>,
-    running: usize,
+    waiting: VecDeque<Order>,
+    /// Numbers of those that are being carried out.
+    running: Vec<u64>,
     done: Vec<Done>,
+    /// Number of the next order.
+    next: u64,
+    /// Who waits for [`Shared::idle`].
+    waiters: usize,
     stop: bool,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Order {
+    number: u64,
+    ram: GuestRam,
+    request: Request,
+}
+
+impl Work {
+    /// Number of the oldest order that isn't complete.
+    fn oldest(&self) -> Option<u64> {
+        self.running.iter().copied().chain(self.waiting.front().map(|order| order.number)).min()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
     disk: Arc<Disk>,
     work: Mutex<Work>,
     /// There is work, or the end.
     changed: Condvar,
-    /// Nothing is running.
+    /// Something is complete.
     idle: Condvar,
     /// There are completions.
     event: EventFd,
@@ -73,7 +93,11 @@ impl Pool {
     }
 
     pub(super) fn submit(&self, ram: &GuestRam, request: Request) {
-        lock(&self.shared.work).waiting.push_back((ram.clone(), request));
+        let mut work = lock(&self.shared.work);
+        let number = work.next;
+        work.next = number.wrapping_add(1);
+        work.waiting.push_back(Order { number, ram: ram.clone(), request });
+        drop(work);
         self.shared.changed.notify_one();
     }
 
@@ -81,23 +105,26 @@ impl Pool {
         std::mem::take(&mut lock(&self.shared.work).done)
     }
 
+    /// The requests, for those who have no part in them.
+    pub(super) fn activity(&self) -> DiskActivity {
+        DiskActivity(Arc::clone(&self.shared))
+    }
+
     /// Requests that wait or are being carried out.
     pub(super) fn unfinished(&self) -> usize {
         let work = lock(&self.shared.work);
-        work.running + work.waiting.len()
+        work.running.len() + work.waiting.len()
     }
 
     /// Waits until every request is complete.
     pub(super) fn wait_idle(&self) {
-        let mut work = lock(&self.shared.work);
-        while work.running > 0 || !work.waiting.is_empty() {
-            work = self.shared.idle.wait(work).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.shared.wait_until(|work| work.oldest().is_none());
     }
 
     /// Forgets what hasn't begun, waits for what has, and forgets that too.
     pub(super) fn forget(&self) {
         lock(&self.shared.work).waiting.clear();
+        self.shared.idle.notify_all();
         self.wait_idle();
         lock(&self.shared.work).done.clear();
     }
@@ -118,12 +145,12 @@ impl Drop for Pool {
 
 impl Shared {
     fn run(&self) {
-        while let Some((ram, request)) = self.next() {
+        while let Some(Order { number, ram, request }) = self.next() {
             let written_bytes = self.disk.execute(&ram, &request);
             let mut work = lock(&self.work);
-            work.running -= 1;
+            work.running.retain(|running| *running != number);
             work.done.push(Done { head: request.head(), written_bytes });
-            if work.running == 0 && work.waiting.is_empty() {
+            if work.waiters > 0 {
                 self.idle.notify_all();
             }
             drop(work);
@@ -132,14 +159,32 @@ impl Shared {
         }
     }
 
-    fn next(&self) -> Option<(GuestRam, Request)> {
+    pub(super) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub(super) fn wait_for_present(&self) {
+        let next = lock(&self.work).next;
+        self.wait_until(|work| work.oldest().is_none_or(|oldest| oldest >= next));
+    }
+
+    fn wait_until(&self, is_so: impl Fn(&Work) -> bool) {
+        let mut work = lock(&self.work);
+        work.waiters += 1;
+        while !is_so(&work) {
+            work = self.idle.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+        work.waiters -= 1;
+    }
+
+    fn next(&self) -> Option<Order> {
         let mut work = lock(&self.work);
         loop {
             if work.stop {
                 return None;
             }
             if let Some(next) = work.waiting.pop_front() {
-                work.running += 1;
+                work.running.push(next.number);
                 return Some(next);
             }
             work = self.changed.wait(work).unwrap_or_else(PoisonError::into_inner);

@@ -268,6 +268,29 @@ fn more_requests_at_a_time_than_the_queue_has_entries_break_the_device() {
 }
 
 #[test]
+fn what_the_host_fails_is_counted_and_what_is_under_way_is_waited_for() {
+    let file = file();
+    let mut driver = Driver::new(disk_on(&file, false));
+    driver.negotiate(ALL_FEATURES);
+    driver.set_up_queues();
+    // A disk of its own, whose threads haven't been started: nothing completes.
+    let mut stuck = disk_on(&file, false);
+    let activity = stuck.activity();
+    activity.wait_for_present();
+    request(&mut driver, 0, VIRTIO_IN, 0, &[(BUFFERS, 512, true)]);
+    file.set_len(0).unwrap();
+    stuck.process_queue(QUEUE, &mut driver.transport.queues()).unwrap();
+    let waits = activity.clone();
+    let waiting = std::thread::spawn(move || waits.wait_for_present());
+    assert_eq!(activity.failures(), DiskFailures::default());
+    assert!(!waiting.is_finished());
+    stuck.activate(ALL_FEATURES).unwrap();
+    waiting.join().unwrap();
+    let DiskFailures { count, latest } = activity.failures();
+    assert!(count == 1 && latest.as_ref().unwrap().contains("Read"), "{latest:?}");
+}
+
+#[test]
 fn another_disk_is_refused_with_both_values() {
     let source = Driver::started(disk_on(&file(), false), ALL_FEATURES);
     let saved = source.transport.save();

@@ -190,6 +190,21 @@ impl fmt::Display for NotListed {
 
 impl std::error::Error for NotListed {}
 
+/// The names in a certificate, with commas between them; empty if it has none.
+pub(super) fn names(shown: &CertificateDer<'_>) -> Result<String, Error> {
+    let parsed = ParsedCertificate::try_from(shown)?;
+    // rustls tells them where a name is not among them; nobody has this one (RFC 2606).
+    let nobody = ServerName::try_from("nobody.invalid").map_err(|error| Error::General(error.to_string()))?;
+    let found = match verify_server_name(&parsed, &nobody) {
+        Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })) => {
+            presented.join(", ")
+        }
+        _ => String::new(),
+    };
+    // As rustls tells them: `DnsName("host-a")`.
+    Ok(found.replace("DnsName(\"", "").replace("IpAddress(", "").replace("\")", "").replace(')', ""))
+}
+
 /// Accepts certificates of the CA that have one of the listed names.
 #[derive(Debug)]
 struct Listed {
@@ -214,24 +229,12 @@ impl Listed {
 
     fn check(&self, shown: &CertificateDer<'_>) -> Result<(), Error> {
         let parsed = ParsedCertificate::try_from(shown)?;
-        let mut presented = String::new();
-        for name in &self.names {
-            match verify_server_name(&parsed, name) {
-                Ok(()) => return Ok(()),
-                Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext {
-                    presented: names,
-                    ..
-                })) => presented = names.join(", "),
-                Err(_) => {}
-            }
-        }
-        if self.names.is_empty() {
+        let mut allowed = self.names.iter().map(|name| verify_server_name(&parsed, name));
+        if self.names.is_empty() || allowed.any(|allowed| allowed.is_ok()) {
             return Ok(());
         }
         let listed: Vec<_> = self.names.iter().map(ServerName::to_str).collect();
-        // As rustls tells them: `DnsName("host-a")`.
-        let presented =
-            presented.replace("DnsName(\"", "").replace("IpAddress(", "").replace("\")", "").replace(')', "");
+        let presented = names(shown)?;
         let problem = format!(
             "the source's certificate is for {}, and tls-allow has {}",
             if presented.is_empty() { "no name" } else { &presented },

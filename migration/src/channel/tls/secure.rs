@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConnection, Connection, ServerConnection};
 
 use super::error::{Means, explain};
+use super::identity::names;
 use super::{Identity, TlsError};
 use crate::cancel::Cancel;
 use crate::channel::span::{InSpan, OutSpan};
 use crate::channel::stream::{Heard, Stream};
 use crate::channel::{Direction, Woken};
-use crate::stats::Side;
+use crate::stats::{Side, TlsReport};
 use crate::wire::MAGIC;
 
 /// Plaintext that becomes records at once: 16 of them.
@@ -49,6 +50,8 @@ pub(in crate::channel) struct Secure {
     tls: Connection,
     side: Side,
     means: Means,
+    /// Source: whose certificate the destination must have.
+    expected: Option<String>,
     phase: Phase,
     /// How many of the peer's first bytes were looked at, and whether they are those of a peer without TLS.
     seen: usize,
@@ -84,12 +87,17 @@ impl Secure {
             Identity::Server(config, _) => ServerConnection::new(config.clone()).map(Connection::Server),
         };
         let mut tls = tls.map_err(|error| explain(side, means, &error))?;
+        let expected = match identity {
+            Identity::Client(_, name, Means::Certificates) => Some(name.to_str().into_owned()),
+            _ => None,
+        };
         tls.set_buffer_limit(Some(SEND_LIMIT_BYTES));
         Ok(Self {
             inner,
             tls,
             side,
             means,
+            expected,
             phase: Phase::Handshake,
             seen: 0,
             plain: true,
@@ -371,6 +379,21 @@ impl Stream for Secure {
         self.tls.send_close_notify();
         let _ = self.push();
         self.inner.finish();
+    }
+
+    fn tls(&self) -> Option<TlsReport> {
+        let suite = self.tls.negotiated_cipher_suite().filter(|_| self.phase == Phase::Open)?;
+        // rustls has its own prefix for those of TLS 1.3.
+        let cipher = format!("{:?}", suite.suite()).replacen("TLS13_", "TLS_", 1);
+        let (proven_by, peer) = match (self.means, &self.expected) {
+            (Means::Secret, _) => ("shared-secret", None),
+            (Means::Certificates, Some(name)) => ("certificates", Some(name.clone())),
+            (Means::Certificates, None) => {
+                let shown = self.tls.peer_certificates().and_then(<[_]>::first);
+                ("certificates", shown.and_then(|shown| names(shown).ok()).filter(|names| !names.is_empty()))
+            }
+        };
+        Some(TlsReport { version: "1.3", cipher, proven_by, peer })
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

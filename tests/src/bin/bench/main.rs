@@ -10,6 +10,9 @@
 //! channels            as fast as it goes, over one connection and two       (chain, way, bound)
 //! link                each encoding over 1 Gbit/s and 100 Mbit/s
 //! deltas              XBZRLE under a limit
+//! answers             how soon a destination answers while a guest arrives
+//! cancels             how soon a cancel is carried out with a peer that stands still
+//! cap                 how exact the bandwidth limit is
 //! state               the stop's part that is neither memory nor link, for machines of several sizes
 //! saving, restoring   pulse into a file, beside dd; from a file to its first instruction
 //! engine              parts of tern's engine alone
@@ -20,7 +23,10 @@
 //! Nothing is asserted: aims stand beside the figures. A guest that complains or a VMM that fails ends the bench.
 
 mod accounting;
+mod answers;
 mod bound;
+mod cancels;
+mod cap;
 mod chain;
 mod channels;
 mod contender;
@@ -85,7 +91,7 @@ struct Arguments {
     disk: PathBuf,
 }
 
-const GROUPS: [&str; 19] = [
+const GROUPS: [&str; 22] = [
     "start-up",
     "overhead",
     "engine",
@@ -101,6 +107,9 @@ const GROUPS: [&str; 19] = [
     "xbzrle",
     "proof",
     "tls",
+    "answers",
+    "limit",
+    "cancel",
     "state",
     "save",
     "save-disk",
@@ -163,6 +172,9 @@ fn measure(plan: &Plan, name: &str, image: &str) -> io::Result<Option<Group>> {
         ("xbzrle", _) => deltas::measure(plan).map(Some),
         ("proof", _) => migration::proof(plan).map(Some),
         ("tls", _) => migration::tls(plan).map(Some),
+        ("answers", _) => answers::measure(plan).map(Some),
+        ("cancel", _) => cancels::measure(plan).map(Some),
+        ("limit", _) => cap::measure(plan).map(Some),
         ("state", _) => state::measure(plan),
         ("save", _) => saving::in_memory(plan),
         ("save-disk", _) => saving::on_disk(plan).map(Some),
