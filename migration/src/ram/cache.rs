@@ -4,10 +4,11 @@
 //! neither a run of pages nor one in every 2^n of them crowds into few sets, and threads that send
 //! different pages hardly ever meet.
 //!
-//! A page is let in from round 1 on: what was dirty once is likely to be again, and what is only sent in round 0 would
-//! push that out. In a full set a page goes only if it was not sent in the round before; of those the one that
-//! was sent longest ago goes, since its rate is the lowest. If there is none the newcomer stays out. So of a working set that
-//! is too large for the cache a part stays and hits, where the oldest page in turn would always just have gone.
+//! In round 0 pages are let in as long as there is room, so that those that are dirty in round 1 are deltas already. What
+//! was only sent in round 0 goes first: what was dirty once is likely to be again. In a full set another page goes only if it
+//! was not sent in the round before; of those the one that was sent longest ago goes, since its rate is the lowest. If
+//! there is none the newcomer stays out. So of a working set that is too large for the cache a part stays and hits, where
+//! the oldest page in turn would always just have gone.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +21,7 @@ const WAYS: usize = 16;
 /// What a page costs: its content, and what is known of it.
 const PLACE_BYTES: u64 = PAGE_BYTES + (size_of::<Mutex<Set>>() / WAYS) as u64;
 
-/// The round in which pages are sent for the first time: none comes in, and none can be found.
+/// The round in which pages are sent for the first time: they come in where there is room, and none can be found.
 const FIRST_ROUND: u32 = 0;
 
 /// Content of pages as the destination has them. Shared by all threads that send.
@@ -33,7 +34,7 @@ pub(crate) struct PageCache {
     refusals: AtomicU64,
 }
 
-/// What has happened so far, in pages.
+/// What has happened so far, in pages; of round 0 nothing is counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CacheCounts {
     /// The old content was there.
@@ -61,12 +62,13 @@ struct Set {
     pages: Option<Box<[PageBytes]>>,
 }
 
-/// Whose content is in a place, and since when. Round 0: nobody's.
+/// Whose content is in a place, and since when.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Tag {
     page: u64,
     region: u16,
-    round: u32,
+    /// The round in which it was sent, and 1; 0: nobody's.
+    since: u32,
 }
 
 impl PageCache {
@@ -90,27 +92,34 @@ impl PageCache {
         content: &PageBytes,
         encode: impl FnOnce(Base<'_>) -> T,
     ) -> Option<T> {
-        if round == FIRST_ROUND {
-            return None;
-        }
         let mut set = self.set(region, page).lock().unwrap_or_else(PoisonError::into_inner);
         let Set { tags, pages } = &mut *set;
         let pages = pages.get_or_insert_with(|| vec![[0; PAGE_BYTES as usize]; WAYS].into());
+        let new = Tag { page, region, since: round.saturating_add(1) };
+        if round == FIRST_ROUND {
+            let own = tags.iter().position(|tag| tag.is(region, page));
+            let place = own.or_else(|| tags.iter().position(|tag| tag.since == 0));
+            if let Some((tag, kept)) = place.and_then(|at| tags.get_mut(at).zip(pages.get_mut(at))) {
+                kept.copy_from_slice(content);
+                *tag = new;
+            }
+            return None;
+        }
         let found = tags.iter_mut().zip(pages.iter_mut()).find(|(tag, _)| tag.is(region, page));
         if let Some((tag, kept)) = found {
             self.hits.fetch_add(1, Relaxed);
-            let result = encode(Base { round: tag.round, content: kept });
+            let result = encode(Base { round: tag.since.saturating_sub(1), content: kept });
             kept.copy_from_slice(content);
-            tag.round = round;
+            *tag = new;
             return Some(result);
         }
         self.misses.fetch_add(1, Relaxed);
-        let oldest = tags.iter_mut().zip(pages.iter_mut()).min_by_key(|(tag, _)| tag.round);
+        let oldest = tags.iter_mut().zip(pages.iter_mut()).min_by_key(|(tag, _)| tag.since);
         match oldest {
             Some((tag, kept)) if tag.may_go(round) => {
-                self.evictions.fetch_add(u64::from(tag.round != FIRST_ROUND), Relaxed);
+                self.evictions.fetch_add(u64::from(tag.was_written()), Relaxed);
                 kept.copy_from_slice(content);
-                *tag = Tag { page, region, round };
+                *tag = new;
             }
             _ => _ = self.refusals.fetch_add(1, Relaxed),
         }
@@ -141,12 +150,17 @@ impl PageCache {
 
 impl Tag {
     fn is(&self, region: u16, page: u64) -> bool {
-        self.round != FIRST_ROUND && (self.region, self.page) == (region, page)
+        self.since != 0 && (self.region, self.page) == (region, page)
     }
 
-    /// Nobody's, or not sent in this round nor in the one before.
+    /// Sent after round 0.
+    fn was_written(&self) -> bool {
+        self.since > FIRST_ROUND + 1
+    }
+
+    /// Nobody's, only sent in round 0, or not sent in this round nor in the one before.
     fn may_go(&self, round: u32) -> bool {
-        self.round == FIRST_ROUND || self.round.saturating_add(1) < round
+        !self.was_written() || self.since < round
     }
 }
 
@@ -169,20 +183,34 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_known_from_its_second_round_on() {
+    fn a_page_is_known_from_its_first_round_on() {
         let cache = PageCache::new(1 << 20);
         let sent = |round, number| {
             cache.exchange((1, 7), round, &content(number), |base| (base.round, *base.content))
         };
         assert_eq!(sent(0, 1), None);
-        assert_eq!(sent(1, 2), None);
+        assert_eq!(sent(1, 2), Some((0, content(1))));
         assert_eq!(sent(2, 3), Some((1, content(2))));
         assert_eq!(sent(5, 4), Some((2, content(3))));
         assert_eq!(cache.exchange((0, 7), 5, &content(0), |_| ()), None);
         cache.forget(1, 7);
         assert_eq!(sent(6, 5), None);
         assert_eq!(sent(6, 6), Some((6, content(5))));
-        assert_eq!(cache.counts(), counts(3, 3, 0, 0));
+        assert_eq!(cache.counts(), counts(4, 2, 0, 0));
+    }
+
+    #[test]
+    fn what_was_only_sent_in_round_0_makes_room_and_pushes_nothing_out() {
+        let cache = PageCache::new(0);
+        let sent = |round, page| cache.exchange((0, page), round, &content(page), |base| base.round);
+        (0..40).for_each(|page| assert_eq!(sent(0, page), None));
+        // The first 16 have come in. One of them is written, and all the others go.
+        assert_eq!(sent(1, 5), Some(0));
+        (100..115).for_each(|page| assert_eq!(sent(1, page), None));
+        assert_eq!(cache.counts(), counts(1, 15, 0, 0));
+        assert_eq!(sent(1, 115), None);
+        assert_eq!(cache.counts().refusals, 1);
+        assert!([5].into_iter().chain(100..115).all(|page| sent(2, page) == Some(1)));
     }
 
     #[test]
@@ -241,9 +269,7 @@ mod tests {
                 if let Some(base) = base {
                     prop_assert_eq!(Some(&base), last.get(&(region, page)));
                 }
-                if round > 0 {
-                    last.insert((region, page), (round, new));
-                }
+                last.insert((region, page), (round, new));
             }
         }
     }
