@@ -23,6 +23,11 @@ const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);
 /// Both directions; enough to keep the peer busy while this side looks for zero pages.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
+/// What TCP may hold back unsent. It would grow to megabytes: a third of a second of a slow link, in which a last round
+/// waits behind older pages, a cancel is not prompt, and nobody notices that the link is slow. What is under way isn't
+/// counted, so long lines fill all the same.
+const UNSENT_BYTES: u32 = 512 << 10;
+
 /// Connects to a peer that listens.
 pub(super) fn connect(uri: &Uri, control: &Control) -> Result<Connection, MigrationError> {
     let failed = |source| LinkError::Connect { uri: uri.to_string(), source };
@@ -117,8 +122,9 @@ pub(super) fn connection(socket: socket2::Socket, mut route: Route) -> io::Resul
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
         socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))?;
         socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     } else {
-        // TCP's buffers grow by themselves. The kernel may grant less than asked; that is only slower.
+        // The kernel may grant less than asked; that is only slower.
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     }
     Ok(Connection { local, ..Connection::new(Socket::new(socket.into()), route) })

@@ -92,6 +92,8 @@ pub(crate) struct Figures<'f> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bound {
     Link,
+    /// A link of which nothing is known yet.
+    Unknown,
     /// `max-bandwidth`.
     Cap,
     Source,
@@ -198,6 +200,10 @@ impl fmt::Display for Choice {
             self.link_bytes_per_s.map(|speed| format!(" ({:.1} MB/s)", speed / 1e6)).unwrap_or_default();
         match self.bound {
             Bound::Link => write!(f, "the link binds{speed}")?,
+            Bound::Unknown => match self.link_bytes_per_s {
+                Some(_) => write!(f, "the link is not known yet, and taken for one of{speed}")?,
+                None => f.write_str("the link is no limit")?,
+            },
             Bound::Cap => write!(f, "max-bandwidth binds{speed}")?,
             Bound::Source => f.write_str("the source's processors bind")?,
             Bound::Destination => f.write_str("the destination's processors bind")?,

@@ -85,7 +85,8 @@ impl Capacity {
     pub(crate) fn bytes_per_s(&self) -> Option<f64> {
         let mut sorted: Vec<f64> = self.latest.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        // Of two the lower one: the first was likely to fill a buffer as well.
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 
     fn confirm(&mut self) {

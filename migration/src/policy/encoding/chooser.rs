@@ -2,15 +2,17 @@
 //!
 //! The first group is a sample, then one of 64; as long as the choice stays, each time half as often, to one of 1024.
 //! Whatever that says, samples take no more than a fiftieth of the threads' time. A choice changes if another
-//! candidate is better by a tenth in two windows one after the other, or in one that has news of the link. Until the first window is over, and unless there
-//! is a limit, the cheapest method is used if it saves enough: a slow link's buffers hold a lot of raw pages.
+//! candidate is better by a tenth in two windows one after the other, or in one that has news of the link.
+//!
+//! A link that isn't known is taken for one of 1 Gbit/s, and for a faster one after each window in which nobody had to
+//! wait for it: so what is sent before it is known is never far from the best, on slow links and on fast ones.
 
 use super::capacity::{Capacity, Window};
 use super::{Bound, Candidate, Choice, Cost, Figures, Known, RAW, Threads};
 
-/// A window is at least so long; the first one is shorter, since it is only begun with a guess.
+/// A window is at least so long; as long as the link is only guessed it is shorter.
 const WINDOW_US: u64 = 50_000;
-const FIRST_WINDOW_US: u64 = 20_000;
+const PROBING_WINDOW_US: u64 = 10_000;
 /// Groups from one sample to the next.
 const INTERVAL: u32 = 64;
 const INTERVAL_MAX: u32 = 1024;
@@ -24,8 +26,10 @@ const WINDOWS: u32 = 2;
 const DESTINATION_BINDS: f64 = 0.6;
 /// Weight of a new sample.
 const FRESH: f64 = 0.25;
-/// What an unknown link is started with must save so much.
-const SAVES: f64 = 0.75;
+/// What an unknown link is taken for at first, in bytes/s; it grows by so much a window, until it is taken for no limit.
+const ASSUMED: f64 = 125e6;
+const ASSUMED_GROWTH: f64 = 4.0;
+const ASSUMED_MOST: f64 = 3e9;
 
 /// What a candidate made of one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub(crate) struct Chooser {
     threads: Threads,
     cap_bytes_per_s: u64,
     capacity: Capacity,
+    /// What the link is taken for as long as it isn't known; none: no limit.
+    assumed: Option<f64>,
     choice: Choice,
     /// The candidate that was better in the latest windows, and in how many.
     rival: Option<(usize, u32)>,
@@ -98,6 +104,7 @@ impl Chooser {
             threads,
             cap_bytes_per_s: 0,
             capacity: Capacity::new(),
+            assumed: Some(ASSUMED),
             choice,
             rival: None,
             window: Window::default(),
@@ -167,20 +174,36 @@ impl Chooser {
         self.window.sending_us += sending_us;
         self.window.encoding_us += encoding_us;
         self.window.wall_us = now_us.saturating_sub(began_us);
-        let first = self.progress != Progress::Decided;
-        if self.window.wall_us < if first { FIRST_WINDOW_US } else { WINDOW_US } {
+        let known = self.capacity.bytes_per_s();
+        let probing = known.is_none() && self.assumed.is_some();
+        if self.window.wall_us < if probing { PROBING_WINDOW_US } else { WINDOW_US } {
             return;
         }
         let window = std::mem::take(&mut self.window);
         self.window_began_us = Some(now_us);
-        let binds = self.choice.bound == Bound::Destination;
-        let rate = self.choice.rates.get(self.choice.index).map_or(0.0, |(_, rate)| *rate);
-        let destination_binds = binds && window.pages_per_s() >= DESTINATION_BINDS * rate;
-        let known = self.capacity.bytes_per_s().is_some();
+        let destination_binds = self.destination_binds(&window);
         self.capacity.add(now_us, &window, self.threads.source, destination_binds);
-        let news = self.progress != Progress::Decided || known != self.capacity.bytes_per_s().is_some();
+        let measured = self.capacity.bytes_per_s();
+        self.assumed = match measured {
+            Some(measured) => Some(ASSUMED.max(2.0 * measured)),
+            None if probing => {
+                self.assumed.map(|link| link * ASSUMED_GROWTH).filter(|link| *link <= ASSUMED_MOST)
+            }
+            None => self.assumed,
+        };
+        let news = probing || known.is_some() != measured.is_some();
         self.learn(&window);
         self.decide(if news { 1 } else { WINDOWS });
+    }
+
+    /// Is it the destination that the threads waited for? What is only assumed of the link says nothing against that.
+    fn destination_binds(&self, window: &Window) -> bool {
+        let known = self.known();
+        let free = Figures { link_bytes_per_s: self.capacity.bytes_per_s(), ..self.figures(&known, false) };
+        let current = known.get(self.choice.index).map(|known| free.rate(known));
+        current.is_some_and(|(rate, bound)| {
+            bound == Bound::Destination && window.pages_per_s() >= DESTINATION_BINDS * rate
+        })
     }
 
     /// Makes the choice for the last round, once.
@@ -200,13 +223,15 @@ impl Chooser {
     fn begin(&mut self) {
         self.progress = Progress::Guessed;
         let known = self.known();
-        self.choice = self.figures(&known, false).choose();
-        let saves = |known: &Known| known.cost.bytes < SAVES * Cost::raw().bytes;
-        if self.cap_bytes_per_s == 0
-            && let Some(index) = known.iter().position(saves)
-        {
-            self.choice.index = index;
+        self.choice = self.told(self.figures(&known, false).choose());
+    }
+
+    /// A choice for a link that is only assumed says so.
+    fn told(&self, mut choice: Choice) -> Choice {
+        if choice.bound == Bound::Link && self.capacity.bytes_per_s().is_none() {
+            choice.bound = Bound::Unknown;
         }
+        choice
     }
 
     /// What a method really takes, with all that its threads share their processors with.
@@ -244,7 +269,7 @@ impl Chooser {
             best.bound = known.get(current).map_or(best.bound, |known| figures.rate(known).1);
             best.index = current;
         }
-        self.choice = best;
+        self.choice = self.told(best);
     }
 
     fn known(&self) -> Vec<Known> {
@@ -255,9 +280,10 @@ impl Chooser {
     }
 
     fn figures<'f>(&self, known: &'f [Known], stopped: bool) -> Figures<'f> {
+        let measured = self.capacity.bytes_per_s();
         Figures {
             known,
-            link_bytes_per_s: self.capacity.bytes_per_s(),
+            link_bytes_per_s: measured.or(self.assumed.filter(|_| !stopped)),
             cap_bytes_per_s: self.cap_bytes_per_s,
             threads: self.threads,
             stopped,

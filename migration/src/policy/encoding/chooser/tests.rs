@@ -128,7 +128,8 @@ fn it_settles_on_the_best_and_stays() {
         let what =
             format!("{mbit} Mb/s, {threads} threads: {chosen:?}, {took:.0} us, the best {least:.0} us");
         assert_eq!(chosen.last(), Some(&last), "{what}");
-        assert!(chosen.len() <= 4, "{what}");
+        // Each of them once while the link is found out, and back.
+        assert!(chosen.len() <= 5, "{what}");
         assert!(took <= least * (1.0 + worse_percent / 100.0), "{what}");
     }
 }
