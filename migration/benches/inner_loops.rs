@@ -3,6 +3,7 @@
 //! | group | bound by |
 //! |---|---|
 //! | copy, zero scan | memory: the buffer is larger than the caches. So the scan can't be faster than what reads it anyway |
+//! | hash | from cache: the processor; from memory: that |
 //! | deltas | unchanged: reading two pages; few changes: the search for the runs; half of a page: copying |
 //! | compress, decompress | the processor: tables of matches and entropy coding; random content: how soon the method gives up |
 //! | dirty bitmap | all dirty or clean: memory; single pages: a branch for each run |
@@ -16,7 +17,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tern_migration::bench::{Codec, Page, decode_delta, encode_delta, frame, methods};
+use tern_migration::bench::{Codec, Page, decode_delta, encode_delta, frame, hash, methods};
 use tern_migration::{DirtyBitmap, is_zero_slice};
 
 const PAGE: usize = 4096;
@@ -72,6 +73,12 @@ fn memory(c: &mut Criterion) {
     group.bench_function("copy", |b| {
         b.iter(|| to.iter_mut().zip(&zero).for_each(|(to, from)| black_box(to).0.copy_from_slice(&from.0)));
     });
+    let hashes = |pages: &[Aligned]| (0..).zip(pages).fold(0, |sum, (at, page)| sum ^ hash(at, &page.0));
+    group.bench_function("hash", |b| b.iter(|| hashes(black_box(&to))));
+    // A batch, as it was just received.
+    let batch = &to[..256];
+    group.throughput(Throughput::Bytes(size_of_val(batch) as u64));
+    group.bench_function("hash, from cache", |b| b.iter(|| hashes(black_box(batch))));
     group.finish();
 }
 

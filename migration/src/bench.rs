@@ -1,11 +1,17 @@
 //! The inner loops one by one, for `benches/`.
 
 use crate::ram::compress::{self, Compressor, Decompressor, METHODS};
+use crate::ram::proof::page_hash;
 use crate::ram::xbzrle::{self, Encoded};
 use crate::wire::{FrameType, HEADER_BYTES, Header};
 
 /// A page's bytes.
 pub type Page = [u8; crate::vm::PAGE_BYTES as usize];
+
+/// The hash that the proof of equality has of a page.
+pub fn hash(page: u64, bytes: &Page) -> u64 {
+    page_hash(0, page, bytes)
+}
 
 /// Length of the delta; 0 if there is none or it doesn't fit.
 pub fn encode_delta(old: &Page, new: &Page, out: &mut [u8]) -> usize {
