@@ -42,6 +42,7 @@ pub fn answered(frames: Vec<Frame>) -> io::Result<bool> {
     match ended.outcome {
         Outcome::Completed => assert!(!runs, "the guest runs on both sides"),
         Outcome::InDoubt(_) => assert!(!runs, "the guest runs on the source, which has given it up"),
+        Outcome::Discarded => panic!("nobody has given it up"),
         Outcome::Saved { .. } => panic!("a connection was taken for a file"),
         Outcome::Failed(_) | Outcome::Cancelled => assert!(runs, "the guest does not go on after a failure"),
     }

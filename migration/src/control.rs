@@ -133,7 +133,6 @@ impl Control {
     }
 
     /// The oldest order that wasn't carried out.
-    #[allow(dead_code, reason = "the source's loop asks for it from its first break on")]
     pub(crate) fn next_order(&self) -> Option<PostcopyOrder> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }

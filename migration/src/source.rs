@@ -20,6 +20,7 @@ mod check;
 mod commit;
 mod doubt;
 mod handover;
+mod healing;
 mod lanes;
 mod link;
 mod opening;
@@ -71,6 +72,8 @@ pub enum Outcome {
     /// The guest was given up and the destination's answer did not come: it may run there, or not at all.
     /// This side keeps it stopped, with all its memory, until a person has looked at the destination.
     InDoubt(Doubt),
+    /// Post-copy: a person has given up the destination and this copy of the guest too. It must never run again.
+    Discarded,
 }
 
 /// The machine, and how the migration ended.
@@ -327,7 +330,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
         };
         self.end_log();
         let (status, error) = match &outcome {
-            Outcome::Completed | Outcome::Saved { .. } => (Status::Completed, None),
+            Outcome::Completed | Outcome::Saved { .. } | Outcome::Discarded => (Status::Completed, None),
             Outcome::Cancelled => (Status::Cancelled, Some(&MigrationError::Cancelled)),
             Outcome::Failed(error) => (Status::Failed, Some(error)),
             Outcome::InDoubt(doubt) => (Status::InDoubt, Some(&doubt.error)),
@@ -368,6 +371,7 @@ impl<'a, V: SourceVm> Attempt<'a, V> {
                 Outcome::Cancelled
             }
             (State::Kept | State::Stranded, None) => Outcome::Failed(error),
+            (State::Discarded, _) => Outcome::Discarded,
             _ => {
                 let error = self.carrier.last_words(error);
                 Outcome::InDoubt(Doubt::new(error, self.report.session.clone()))

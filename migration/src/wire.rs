@@ -145,9 +145,15 @@ impl Wire {
         (self.timeout, self.deadline_us) = (silence.min(self.timeout), Some(deadline_us));
     }
 
-    /// From here on the peer may be silent for `silence` at most.
-    pub(crate) fn limit_silence(&mut self, silence: Duration) {
-        self.timeout = silence.min(self.timeout);
+    /// From here on the peer may be silent for `silence` at most. Returns how long it could be before.
+    pub(crate) fn limit_silence(&mut self, silence: Duration) -> Duration {
+        let limited = silence.min(self.timeout);
+        std::mem::replace(&mut self.timeout, limited)
+    }
+
+    /// From here on the peer may be silent for so long.
+    pub(crate) fn allow_silence(&mut self, silence: Duration) {
+        self.timeout = silence;
     }
 
     /// From here on a cancel disturbs nothing.

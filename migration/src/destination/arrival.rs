@@ -192,6 +192,11 @@ impl Arrival {
         there.inspect(|life| life.lines.ended(Err(MigrationError::Paused))).is_some()
     }
 
+    /// Pages that somebody waits for now.
+    pub fn waiting(&self) -> usize {
+        self.shared.placer.waiting().len()
+    }
+
     /// Pages that are not here yet.
     pub fn pages_left(&self) -> u64 {
         self.shared.placer.left()
@@ -289,11 +294,8 @@ impl Shared {
         let (pager, left) = (self.placer.report(), self.placer.left());
         report.remaining_bytes = Some(left * crate::vm::PAGE_BYTES);
         if let Some(postcopy) = &mut report.postcopy {
-            postcopy.pages_left = left;
             postcopy.requests = self.requests.count.load(Ordering::Relaxed);
-            postcopy.pages_by_request = pager.pages_by_fault;
-            postcopy.pages_by_push = pager.pages_by_prefetch;
-            postcopy.pages_duplicate = pager.pages_duplicate;
+            postcopy.note_pager(pager);
         }
         if let (Some(proof), Some(noted), true) =
             (&self.proof, &mut report.proof, self.progress.all_there.load(Ordering::SeqCst))

@@ -132,7 +132,7 @@ impl<V: DestinationVm> Attempt<V> {
 
     /// Waits briefly for the source's last word.
     fn hear_settled(&mut self) {
-        self.wire.limit_silence(SETTLED_MAX);
+        let _ = self.wire.limit_silence(SETTLED_MAX);
         let heard: Result<Settled, _> =
             self.wire.expect(FrameType::Settled, "waiting for the source's thanks");
         if let (Ok(Settled { total_us, commit_us }), Some(downtime)) = (heard, &mut self.report.downtime) {

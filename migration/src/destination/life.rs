@@ -222,7 +222,7 @@ impl Reading {
         let (pages_by_request, pages_twice) = (pager.pages_by_fault, pager.pages_duplicate);
         let all = HaveAll { pages_by_request, pages_twice };
         self.wire.send(FrameType::HaveAll, &all, "saying that all memory is here")?;
-        self.wire.limit_silence(SETTLED_MAX);
+        let _ = self.wire.limit_silence(SETTLED_MAX);
         let settled: Settled = self.wire.expect(FrameType::Settled, "waiting for the source's thanks")?;
         self.shared.settled(settled);
         Ok(())

@@ -61,6 +61,7 @@ pub(super) fn judge(attempt: &Attempt, runner: &Runner, calm: bool) -> Result<Ve
             doubted(attempt, vm, doubt, destination)
         }
         (SourceEnd { outcome: Outcome::Saved { .. }, .. }, _) => Err("a link keeps no guest".to_owned()),
+        (SourceEnd { outcome: Outcome::Discarded, .. }, _) => Err("nobody has given it up".to_owned()),
         (SourceEnd { outcome: Outcome::Failed(error), vm }, destination) => {
             stayed(attempt, vm, &destination, matches!(error, MigrationError::Resume { .. }))
         }
@@ -72,7 +73,7 @@ pub(super) fn judge(attempt: &Attempt, runner: &Runner, calm: bool) -> Result<Ve
 
 fn expected(outcome: &Outcome) -> Status {
     match outcome {
-        Outcome::Completed | Outcome::Saved { .. } => Status::Completed,
+        Outcome::Completed | Outcome::Saved { .. } | Outcome::Discarded => Status::Completed,
         Outcome::Cancelled => Status::Cancelled,
         Outcome::Failed(_) => Status::Failed,
         Outcome::InDoubt(_) => Status::InDoubt,

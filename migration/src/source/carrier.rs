@@ -11,7 +11,9 @@ use std::time::Duration;
 use tern_schema::ChosenVersion;
 
 use super::serving::{Lacking, Served};
+use crate::channel::Uri;
 use crate::error::MigrationError;
+use crate::handover::Answer;
 use crate::ram::job::{Job, Moved};
 use crate::stats::{Downtime, Proof, Report, XbzrleReport};
 use crate::vm::GuestRam;
@@ -136,6 +138,24 @@ pub(crate) trait Carrier {
     fn serve(&mut self, most: Duration) -> Result<bool, MigrationError> {
         let _ = most;
         Ok(true)
+    }
+
+    /// Post-copy: ends all connections, however they are; pages that are on their way may be lost.
+    fn part(&mut self) {}
+
+    /// Post-copy: connects again, and hears what has become of the guest.
+    fn find(&mut self) -> Result<Answer, MigrationError> {
+        Ok(Answer::Unknown)
+    }
+
+    /// Post-copy, after [`Self::find`]: all other connections, and from here on what has not come.
+    fn go_on(&mut self) -> Result<(), MigrationError> {
+        Ok(())
+    }
+
+    /// Post-copy: where the other end is looked for from now on.
+    fn look_at(&mut self, uri: &Uri) {
+        let _ = uri;
     }
 
     /// What post-copy has done so far.

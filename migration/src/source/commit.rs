@@ -90,19 +90,30 @@ impl<V: SourceVm> Offered<'_, '_, V> {
         let Downtime { stop_us, state_save_us, final_ram_us, state_send_us, .. } = downtime;
         let live_us = Some(attempt.report.live_us);
         let commit = Commit { stop_us, state_save_us, final_ram_us, state_send_us, live_us };
+        let mut unheard = None;
         if gives_away {
-            attempt.hand_over(commit)?;
+            if let Err(error) = attempt.hand_over(commit) {
+                let may_serve = attempt.report.postcopy.is_some();
+                if !may_serve || attempt.handover.state != State::InDoubt {
+                    return Err(error);
+                }
+                unheard = Some(error);
+            }
             downtime.resume_us = attempt.handover.resume_us;
             downtime.total_us = Some(attempt.control.since_us(stop_started_us));
         } else {
             attempt.carrier.commit(&commit, &mut attempt.report)?;
         }
         downtime.commit_us = Some(attempt.control.since_us(commit_us));
-        if attempt.handover.state == State::Serving {
+        let serves = attempt.handover.state == State::Serving || unheard.is_some();
+        if serves {
             attempt.report.downtime = Some(downtime);
-            attempt.serve()?;
+            attempt.serve(unheard)?;
         }
         attempt.carrier.settled(&downtime);
+        if serves {
+            attempt.hold();
+        }
         attempt.report.downtime = Some(downtime);
         Ok(if gives_away { Outcome::Completed } else { Outcome::Saved { resumed } })
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tern_schema::ChosenVersion;
@@ -11,10 +12,12 @@ use super::lanes::{Flow, Lane};
 use super::opening::{self, Further};
 use super::serving::{self, Lacking, Served, Serving};
 use crate::channel::throttle::Throttle;
-use crate::channel::{Connection, Connector};
+use crate::channel::{Address, Connection, Connector, Security, Uri};
 use crate::config::LiveParameters;
-use crate::control::Control;
+use crate::control::{Control, Unobserved};
+use crate::dirty::DirtyBitmap;
 use crate::error::{MigrationError, ProtocolError};
+use crate::handover::Answer;
 use crate::ram::compress::{self, Method};
 use crate::ram::job::{Job, Moved};
 use crate::ram::pool::worker_threads;
@@ -25,9 +28,14 @@ use crate::ram::{
 use crate::stats::{Downtime, Report, Side, XbzrleReport};
 use crate::vm::{GuestRam, MemoryRegion, PAGE_BYTES, SectionOffer};
 use crate::wire::{
-    Agreed, Commit, FLAG_LAST, FLAG_RUNNING, FrameType, Offer, Prepared, Purpose, RoundEnd, Running, Settled,
-    Sync, Wire, encode_page_set, introduce,
+    Agreed, Commit, FLAG_LAST, FLAG_RUNNING, FrameType, Offer, PageSetReader, Prepared, Purpose, RoundEnd,
+    Running, SessionId, Settled, Sync, Wire, encode_page_set, introduce, introduce_again,
 };
+
+/// Why there is no second connection.
+const MADE_BY_OTHERS: &str = "it was made by others";
+/// How long a destination that is looked for may take for its hello.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The connections to a destination.
 pub(crate) struct Link {
@@ -46,6 +54,12 @@ pub(crate) struct Link {
     /// From the switch to post-copy on: what takes the pages, and its connections.
     serving: Option<Serving>,
     lanes: Vec<Arc<Lane>>,
+    /// The destination, found again after a break.
+    found: Option<(Wire, Arc<Control>)>,
+    session: SessionId,
+    channels: u32,
+    /// The latest that is known while the first connection is in use.
+    message_bytes: AtomicU64,
 }
 
 impl Link {
@@ -58,7 +72,21 @@ impl Link {
         let main = Lane::new(Wire::new(connection, Side::Source, control));
         let (connector, live, control) = (connector.map(Arc::clone), live.clone(), Arc::clone(control));
         let (flow, urgent, serving) = (None, None, None);
-        Self { main, connector, live, control, flow, urgent, encodings: 0, serving, lanes: Vec::new() }
+        Self {
+            main,
+            connector,
+            live,
+            control,
+            flow,
+            urgent,
+            encodings: 0,
+            serving,
+            lanes: Vec::new(),
+            found: None,
+            session: SessionId::default(),
+            channels: 1,
+            message_bytes: AtomicU64::new(0),
+        }
     }
 
     /// Nothing is sent any more but last words.
@@ -78,7 +106,7 @@ impl Link {
     fn limit_channels(&self, offer: &mut Offer, report: &mut Report) -> Result<(), MigrationError> {
         let reason = match &self.connector {
             Some(connector) => connector.only_one(),
-            None => Some("it was made by others"),
+            None => Some(MADE_BY_OTHERS),
         };
         if let (Some(reason), Some(channels)) = (reason, offer.channels) {
             offer.channels = None;
@@ -203,6 +231,32 @@ pub(super) fn terms(offer: &Offer, answer: &Agreed, protocol_version: u32) -> Re
     Ok(Terms { round_trip_us: 0, hashes, encodings, postcopy, known_pages, sections })
 }
 
+/// What of `missing` the destination lacks.
+fn hear_missing(wire: &mut Wire, missing: &DirtyBitmap) -> Result<DirtyBitmap, MigrationError> {
+    const STATE: &str = "hearing which pages are missing";
+    let regions = 0..missing.regions();
+    let mut told = PageSetReader::new(regions.map(|region| missing.pages(region)));
+    loop {
+        let header = wire.receive(STATE)?;
+        if header.frame != FrameType::Missing {
+            return Err(wire.unexpected(&header, STATE, "missing"));
+        }
+        told.read(wire.payload())?;
+        if header.flags & FLAG_LAST != 0 {
+            break;
+        }
+    }
+    let left = told.finish();
+    let mut more = left.clone();
+    more.remove(missing);
+    for region in 0..more.regions() {
+        if let (Some(run), Ok(region)) = (more.runs(region).first(), u16::try_from(region)) {
+            return Err(ProtocolError::NotMissing { frame: "missing", region, page: run.start }.into());
+        }
+    }
+    Ok(left)
+}
+
 fn pages(memory: &[MemoryRegion]) -> u64 {
     memory.iter().fold(0, |pages, region| pages.saturating_add(region.length_bytes / PAGE_BYTES))
 }
@@ -265,6 +319,7 @@ impl Carrier for Link {
             None => Further::default(),
         };
         drop(wire);
+        (self.session, self.channels) = (peer.session_id, channels);
         if offer.postcopy.is_some() && !terms.postcopy {
             report
                 .warnings
@@ -399,6 +454,53 @@ impl Carrier for Link {
         self.serving.as_mut().map_or(Ok(true), |serving| serving.serve(&self.lanes, most))
     }
 
+    fn part(&mut self) {
+        self.found = None;
+        if let Some(serving) = &mut self.serving {
+            serving.part();
+        }
+        // The threads have ended; who has connected sees it too.
+        self.main.wire().finish();
+        self.lanes.drain(..).for_each(|lane| lane.wire().finish());
+    }
+
+    fn find(&mut self) -> Result<Answer, MigrationError> {
+        let connector =
+            self.connector.as_ref().ok_or(MigrationError::NoPostcopy { reason: MADE_BY_OTHERS })?;
+        let failed = |source| MigrationError::Thread { action: "look for the destination", source };
+        let control = Control::new(Side::Source, Box::new(Unobserved)).map_err(failed)?;
+        let mut wire = Wire::new(connector.connect(&control)?, Side::Source, &control);
+        wire.belong_to(&self.main.wire());
+        wire.epoch = 0;
+        let patience = wire.limit_silence(ANSWER_TIMEOUT);
+        let peer = introduce_again(&mut wire, self.session, Purpose::Recover)?;
+        wire.allow_silence(patience);
+        self.found = Some((wire, control));
+        Ok(peer.answer)
+    }
+
+    fn go_on(&mut self) -> Result<(), MigrationError> {
+        const STATE: &str = "hearing which pages are missing";
+        let (Some((mut wire, control)), Some(connector)) = (self.found.take(), &self.connector) else {
+            return Err(self.control.halted(STATE));
+        };
+        let wanted = (self.channels, true);
+        let Further { channels, urgent } =
+            opening::further(&**connector, &mut wire, self.session, wanted, &control)?;
+        let (Some(serving), Some(urgent)) = (&mut self.serving, urgent) else {
+            return Err(self.control.halted(STATE));
+        };
+        let left = hear_missing(&mut wire, serving.missing())?;
+        self.main = Lane::new(wire);
+        self.lanes =
+            [Arc::clone(&self.main)].into_iter().chain(channels.into_iter().map(Lane::new)).collect();
+        serving.answer(urgent, &left, &control)
+    }
+
+    fn look_at(&mut self, uri: &Uri) {
+        self.connector = Some(Arc::new(Address::new(uri, Security::of(&self.live.get()))));
+    }
+
     fn served(&self) -> Served {
         self.serving.as_ref().map_or_else(Served::default, Serving::served)
     }
@@ -411,7 +513,11 @@ impl Carrier for Link {
     }
 
     fn message_bytes(&self) -> u64 {
-        self.main.wire().message_bytes()
+        // Who sends over it may be waiting for a peer that has gone.
+        if let Some(wire) = self.main.idle_wire() {
+            self.message_bytes.store(wire.message_bytes(), Relaxed);
+        }
+        self.message_bytes.load(Relaxed)
     }
 
     fn last_words(&mut self, error: MigrationError) -> MigrationError {

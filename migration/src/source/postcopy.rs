@@ -102,12 +102,19 @@ impl<V: SourceVm> Rounds<'_, '_, V> {
 }
 
 impl<V: SourceVm> Attempt<'_, V> {
-    /// The guest is the destination's: gives it what it lacks, until it has all.
-    pub(super) fn serve(&mut self) -> Result<(), MigrationError> {
-        self.set_status(Status::PostcopyActive);
-        while !self.carrier.serve(LOOK_EVERY)? {
+    /// The guest is the destination's, or may be, if that was not heard: gives it what it lacks, until it has all.
+    pub(super) fn serve(&mut self, unheard: Option<MigrationError>) -> Result<(), MigrationError> {
+        match unheard {
+            Some(error) => self.heal(error)?,
+            None => self.set_status(Status::PostcopyActive),
+        }
+        loop {
+            match self.obey_while_serving().and_then(|()| self.carrier.serve(LOOK_EVERY)) {
+                Ok(true) => break,
+                Ok(false) => self.publish_if_old(),
+                Err(error) => self.heal(error)?,
+            }
             self.note_served();
-            self.publish_if_old();
         }
         self.note_served();
         self.report.remaining_bytes = Some(0);

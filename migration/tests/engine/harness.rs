@@ -97,6 +97,7 @@ pub fn assert_invariant(ends: Ends, options: &Options, what: &str) {
                 assert!(received.vm.is_running(), "{what}");
             }
         }
+        Outcome::Discarded => panic!("{what}: nobody has given it up"),
         Outcome::Saved { .. } => panic!("{what}: a link keeps no guest"),
         Outcome::Failed(_) | Outcome::Cancelled => {
             let failed = destination.map(|_| ()).expect_err(what);

@@ -10,6 +10,7 @@ mod doubt;
 mod encodings;
 mod faults;
 mod harness;
+mod healing;
 mod known;
 mod limits;
 mod postcopy;

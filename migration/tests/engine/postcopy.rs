@@ -114,7 +114,7 @@ pub fn options(log: LogMode) -> Options {
     }
 }
 
-fn still(options: &Options) -> Options {
+pub fn still(options: &Options) -> Options {
     Options { writes_per_call: 0, ..options.clone() }
 }
 

@@ -19,6 +19,7 @@ const LOCKED: &str = "who runs the guest holds its disks";
 const NOT_LOST: &str = "before COMMIT the guest is never lost";
 const DONE: &str = "the source is done only if the destination has the guest";
 const FINAL: &str = "a final answer stays true";
+const IMAGE: &str = "in post-copy the source keeps its memory until the destination has all";
 const SETTLES: &str = "without further faults all comes to a documented end";
 /// These must be found: else the properties hold because nothing happens.
 const MOVES: &str = "a guest moves";
@@ -35,6 +36,9 @@ fn properties() -> Vec<Property<Handover>> {
         }),
         Property::always(DONE, |_, world: &World| {
             world.source.state != source::State::Done || world.was_committed
+        }),
+        Property::always(IMAGE, |model: &Handover, world: &World| {
+            !model.postcopy || world.source.state != source::State::Done || world.all_there
         }),
         Property::always(FINAL, |_, world: &World| {
             let took = world.was_committed || world.destination.runs;
@@ -58,11 +62,11 @@ fn attempts() -> u8 {
 }
 
 fn check(model: Handover) {
-    let (disks, attempts) = (model.disks, model.attempts);
+    let (disks, attempts, postcopy) = (model.disks, model.attempts, model.postcopy);
     let checker = model.checker().threads(2).spawn_bfs().join();
     checker.assert_properties();
     let states = checker.unique_state_count();
-    println!("{disks:?} disks, {attempts} attempts: {states} states");
+    println!("{disks:?} disks, {attempts} attempts, post-copy {postcopy}: {states} states");
     assert!(states > 1000, "only {states} states");
 }
 
@@ -74,4 +78,14 @@ fn with_disks_that_both_sides_share() {
 #[test]
 fn with_disks_of_its_own_on_each_side() {
     check(Handover::new(Disks::Own, attempts()));
+}
+
+#[test]
+fn with_disks_that_both_sides_share_in_post_copy() {
+    check(Handover::new(Disks::Shared, attempts()).in_postcopy());
+}
+
+#[test]
+fn with_disks_of_its_own_on_each_side_in_post_copy() {
+    check(Handover::new(Disks::Own, attempts()).in_postcopy());
 }

@@ -35,6 +35,10 @@ pub enum Move {
     },
     AnswerLost(u8),
     OtherProcess(bool),
+    /// Post-copy: all pages have come.
+    AllCome,
+    /// The source hears it.
+    AllHeard,
     Again,
 }
 
@@ -54,8 +58,8 @@ impl World {
     }
 
     fn moves_of_questions(&self, moves: &mut Vec<Move>) {
-        use source::State::{HeldThere, InDoubt};
-        let doubts = self.waits(Side::Source) && matches!(self.source.state, InDoubt | HeldThere);
+        use source::State::{HeldThere, InDoubt, Serving};
+        let doubts = self.waits(Side::Source) && matches!(self.source.state, InDoubt | HeldThere | Serving);
         if doubts && !self.asked && self.answers.len() < ANSWERS_MAX {
             moves.push(Move::Ask);
         }
@@ -124,6 +128,9 @@ impl Model for Handover {
                 Holder::Side(_) => {}
             }
         }
+        if world.pages_can_come(self) && world.waits(Side::Source) {
+            moves.push(if world.all_there { Move::AllHeard } else { Move::AllCome });
+        }
         let over = world.source.state == source::State::Kept && world.source.runs;
         if over && world.waits(Side::Source) && world.attempt < self.attempts {
             moves.push(Move::Again);
@@ -163,6 +170,8 @@ impl Model for Handover {
             Move::OtherProcess(takes) => {
                 world.lock = if takes { Holder::AnotherProcess } else { Holder::Nobody };
             }
+            Move::AllCome => world.all_there = true,
+            Move::AllHeard => world.here(self, Happened::AllThere),
             // Another session: nothing of this one is heard again. A destination that is not over has another
             // process's machine by then.
             Move::Again => world = World::new(world.attempt + 1, world.lock),

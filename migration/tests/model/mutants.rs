@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use stateright::{Checker, HasDiscoveries, Model};
-use tern_migration::handover::Answer;
 use tern_migration::handover::destination::{self, Action as There, Event as Arrived, State as Destination};
 use tern_migration::handover::source::{self, Action as Here, Event as Happened, State as Source};
+use tern_migration::handover::{Answer, Resolution};
 
 use super::world::{Disks, Handover};
-use super::{DONE, FINAL, LOCKED, NOT_LOST, ONE_RUNS, SETTLES};
+use super::{DONE, FINAL, IMAGE, LOCKED, NOT_LOST, ONE_RUNS, SETTLES};
 
 fn finds(model: Handover, property: &'static str) {
     let found = HasDiscoveries::AnyOf(BTreeSet::from([property]));
@@ -142,4 +142,42 @@ fn a_destination_that_waits_for_commit_for_ever() {
         _ => destination::step(state, event),
     });
     finds(mutant, SETTLES);
+}
+
+#[test]
+fn a_source_in_post_copy_that_is_done_when_the_guest_runs() {
+    let mutant = source(Disks::Own, |state, event| match (state, event) {
+        (Source::InDoubt, Happened::RunsInPart) => (Source::Done, &[]),
+        _ => source::step(state, event),
+    });
+    finds(mutant.in_postcopy(), IMAGE);
+}
+
+#[test]
+fn a_source_in_post_copy_that_takes_a_break_for_the_end_of_the_destination() {
+    let mutant = source(Disks::Own, |state, event| match (state, event) {
+        (Source::Serving, Happened::Failed) => (Source::Reclaiming, &[Here::Take]),
+        _ => source::step(state, event),
+    });
+    finds(mutant.in_postcopy(), ONE_RUNS);
+}
+
+#[test]
+fn a_person_who_gets_the_guest_back_from_post_copy_without_the_lock() {
+    let mutant = source(Disks::Shared, |state, event| match (state, event) {
+        (Source::Serving, Happened::Resolve(Resolution::Run)) => {
+            (Source::Kept, &[Here::TakeBack, Here::Resume])
+        }
+        _ => source::step(state, event),
+    });
+    finds(mutant.in_postcopy(), ONE_RUNS);
+}
+
+#[test]
+fn a_source_in_post_copy_that_never_hears_that_all_is_there() {
+    let mutant = source(Disks::Own, |state, event| match (state, event) {
+        (Source::Serving, Happened::AllThere) => (state, &[]),
+        _ => source::step(state, event),
+    });
+    finds(mutant.in_postcopy(), SETTLES);
 }

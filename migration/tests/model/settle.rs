@@ -60,6 +60,10 @@ fn source_goes_on(model: &Handover, world: &mut World) {
             let answer = world.answers.pop_first().unwrap();
             world.hear(model, answer);
         }
+        Here::Serving if world.pages_can_come(model) => {
+            world.all_there = true;
+            world.here(model, Happened::AllThere);
+        }
         Here::HeldThere if !world.destination.alive => world.here(model, Happened::Unanswered),
         _ => {}
     }
@@ -80,8 +84,8 @@ impl World {
                 }
                 (true, Here::Stranded | Here::Discarded) => gone || there.is_over(),
                 (true, Here::Done) => gone || there == There::Running || there == There::Held,
-                // Nobody is there who could be asked: a person decides.
-                (true, Here::InDoubt) => gone,
+                // Nobody is there who could be asked, or could take the rest: a person decides.
+                (true, Here::InDoubt | Here::Serving) => gone,
                 (true, Here::HeldThere) => there == There::Held,
                 (
                     true,
@@ -92,7 +96,6 @@ impl World {
                     | Here::Offered
                     | Here::Releasing
                     | Here::GivenUp
-                    | Here::Serving
                     | Here::Claiming
                     | Here::Reclaiming,
                 ) => false,

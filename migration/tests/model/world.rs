@@ -68,6 +68,8 @@ pub struct World {
     /// What has happened so far.
     pub committed: bool,
     pub was_committed: bool,
+    /// Post-copy: the destination has all of the guest's memory.
+    pub all_there: bool,
     pub said_never: bool,
     pub said_running: bool,
     pub doubted: bool,
@@ -77,6 +79,8 @@ pub struct World {
 #[derive(Clone)]
 pub struct Handover {
     pub disks: Disks,
+    /// Part of the guest's memory comes after it.
+    pub postcopy: bool,
     pub attempts: u8,
     pub source: fn(source::State, Happened) -> (source::State, &'static [Here]),
     pub destination: fn(destination::State, Arrived) -> (destination::State, &'static [There]),
@@ -86,7 +90,13 @@ pub struct Handover {
 impl Handover {
     pub fn new(disks: Disks, attempts: u8) -> Self {
         let (source, destination) = (source::step, destination::step);
-        Self { disks, attempts, source, destination, answer: destination::State::answer }
+        let (postcopy, answer) = (false, destination::State::answer);
+        Self { disks, postcopy, attempts, source, destination, answer }
+    }
+
+    /// The same in post-copy.
+    pub fn in_postcopy(self) -> Self {
+        Self { postcopy: true, ..self }
     }
 }
 
@@ -106,6 +116,7 @@ impl World {
             attempt,
             committed: false,
             was_committed: false,
+            all_there: false,
             said_never: false,
             said_running: false,
             doubted: false,
@@ -119,8 +130,8 @@ impl World {
 
     /// The guest is this side's, unless COMMIT is the next thing that it does.
     pub fn source_can_go_on(&self) -> bool {
-        use source::State::{Claiming, Discarded, Done, HeldThere, InDoubt};
-        let gone = matches!(self.source.state, InDoubt | HeldThere | Claiming | Done | Discarded);
+        use source::State::{Claiming, Discarded, Done, HeldThere, InDoubt, Serving};
+        let gone = matches!(self.source.state, Serving | InDoubt | HeldThere | Claiming | Done | Discarded);
         !gone && (!self.given_up || self.source.todo.contains(&Here::Commit))
     }
 
@@ -228,6 +239,7 @@ impl World {
         match (to, message) {
             (Side::Source, Message::Agreed) => self.here(model, Happened::Agreed),
             (Side::Source, Message::Prepared) => self.here(model, Happened::Prepared),
+            (Side::Source, Message::Running) if model.postcopy => self.here(model, Happened::RunsInPart),
             (Side::Source, Message::Running) => self.here(model, Happened::Running),
             (Side::Source, _) => self.here(model, Happened::Failed),
             (Side::Destination, Message::Offer) => {
@@ -251,7 +263,18 @@ impl World {
     }
 
     pub fn hear(&mut self, model: &Handover, answer: u8) {
-        self.here(model, Happened::Answered(Answer::ALL[usize::from(answer)]));
+        let answer = Answer::ALL[usize::from(answer)];
+        let has_guest = matches!(answer, Answer::Running | Answer::Held);
+        // The engine goes on with what is missing, on the connection that has brought this answer.
+        let event =
+            if model.postcopy && has_guest { Happened::RunsInPart } else { Happened::Answered(answer) };
+        self.here(model, event);
+    }
+
+    /// Can pages go from one side to the other?
+    pub fn pages_can_come(&self, model: &Handover) -> bool {
+        let there = self.destination.alive && self.destination.state.is_committed();
+        model.postcopy && there && self.source.alive && self.source.state == source::State::Serving
     }
 
     pub fn crash(&mut self, side: Side) {
@@ -272,7 +295,7 @@ impl World {
 
     /// Drops what nobody will ever look at, so that states that differ in nothing else are one.
     pub fn forget(&mut self) {
-        use source::State::{HeldThere, InDoubt};
+        use source::State::{HeldThere, InDoubt, Serving};
         if !self.source.alive || self.source_has_left() {
             self.to_source.clear();
             self.cut[Side::Source as usize] = true;
@@ -288,7 +311,7 @@ impl World {
             self.to_destination.clear();
             self.cut[Side::Destination as usize] = true;
         }
-        if !matches!(self.source.state, InDoubt | HeldThere) && self.source.todo.is_empty() {
+        if !matches!(self.source.state, InDoubt | HeldThere | Serving) && self.source.todo.is_empty() {
             self.answers.clear();
             self.asked = false;
         }
@@ -304,8 +327,8 @@ impl World {
 
     /// The source's part of the connection is closed.
     pub fn source_has_left(&self) -> bool {
-        use source::State::{Claiming, HeldThere, InDoubt, Reclaiming};
+        use source::State::{Claiming, HeldThere, InDoubt, Reclaiming, Serving};
         self.source.state.is_over()
-            || matches!(self.source.state, InDoubt | HeldThere | Claiming | Reclaiming)
+            || matches!(self.source.state, Serving | InDoubt | HeldThere | Claiming | Reclaiming)
     }
 }

@@ -21,7 +21,7 @@ use super::checking::Check;
 use super::doubt::Doubtful;
 use super::notice::Notice;
 use super::state::Attempt;
-use super::{Machine, RunError};
+use super::{ExitReason, Machine, RunError};
 
 /// How long the end of the process waits for a migration that is past its commit: a round trip, and more.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -330,6 +330,7 @@ impl Machine {
                         }
                         tracing::warn!(error = error.text(), "the migration did not complete");
                     }
+                    Outcome::Discarded => self.end(Ok(ExitReason::Discarded)),
                     Outcome::Saved { resumed } => self.saved(resumed),
                     Outcome::Completed | Outcome::Cancelled => {}
                 }
