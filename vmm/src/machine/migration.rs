@@ -8,6 +8,7 @@ use tern_migration::channel::{self, Acceptor, Security, Uri, UriError};
 use tern_migration::destination::{self, ReceiveError, Received};
 use tern_migration::error::{LinkError, MigrationError};
 use tern_migration::known::KnownPages;
+use tern_migration::pager::PagerError;
 use tern_migration::source::{self, Doubt, Outcome, SourceEnd};
 use tern_migration::{Aspect, Control, LiveParameters, Observer, Parameters, Report, Side, Status};
 
@@ -19,7 +20,8 @@ use crate::vm::Vm;
 
 use super::checking::Check;
 use super::doubt::Doubtful;
-use super::notice::Notice;
+use super::notice::{Notice, Notices};
+use super::restoring::lost;
 use super::state::Attempt;
 use super::{ExitReason, Machine, RunError};
 
@@ -48,6 +50,8 @@ pub(super) enum Ended {
 struct Teller {
     sink: EventSink,
     live: Arc<LiveParameters>,
+    notices: Notices,
+    generation: u64,
 }
 
 impl Observer for Teller {
@@ -55,6 +59,14 @@ impl Observer for Teller {
         if self.live.get().capabilities.events {
             self.sink.post(Event::Migration { status: status.name().to_owned() });
         }
+        if status == Status::Completed {
+            // A reset may have waited for the rest of the guest's memory.
+            self.notices.wake();
+        }
+    }
+
+    fn memory_lost(&self, error: PagerError) {
+        lost(&self.notices, self.generation, error);
     }
 
     fn pass(&self, pass: u32) {
@@ -114,7 +126,8 @@ impl Machine {
     /// An attempt to come, for [`Self::start`].
     pub(super) fn new_attempt(&self, side: Side, parameters: Parameters) -> Result<Attempt, CommandError> {
         let live = Arc::new(LiveParameters::new(parameters));
-        let teller = Teller { sink: self.sink.clone(), live: Arc::clone(&live) };
+        let (sink, notices) = (self.sink.clone(), self.notices.clone());
+        let teller = Teller { sink, live: Arc::clone(&live), notices, generation: self.generation };
         let control = Control::new(side, Box::new(teller)).map_err(|error| failed(&error))?;
         Ok(Attempt { control, live, running: true })
     }
@@ -135,6 +148,7 @@ impl Machine {
                 blocked.join("; ")
             )));
         }
+        self.has_all_memory()?;
         let Some(vm) = &self.vm else {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
         };
@@ -284,8 +298,9 @@ impl Machine {
     }
 
     fn not_received(&mut self, failure: ReceiveError<Vm>) {
-        let ReceiveError { vm, committed, error, .. } = failure;
+        let ReceiveError { vm, committed, arrival, error } = failure;
         self.vm = Some(vm);
+        self.arrival = arrival;
         if committed {
             tracing::error!(
                 error = error.text(),
@@ -335,9 +350,10 @@ impl Machine {
                     Outcome::Completed | Outcome::Cancelled => {}
                 }
             }
-            Ended::Destination(Ok(Received { mut vm, settled, .. })) => {
+            Ended::Destination(Ok(Received { mut vm, settled, arrival, .. })) => {
                 vm.laps.tell();
                 self.vm = Some(vm);
+                self.arrival = arrival;
                 if let Some(receiver) = &self.receiver {
                     self.attend(Arc::clone(&receiver.acceptor), settled, false);
                 }

@@ -159,7 +159,9 @@ impl Operations for Handle {
     }
 
     fn stop(&mut self) -> Result<(), CommandError> {
-        self.lock().core.run().stop().map_err(not_now)
+        let machine = self.lock();
+        machine.can_stop()?;
+        machine.core.run().stop().map_err(not_now)
     }
 
     fn cont(&mut self) -> Result<(), CommandError> {
@@ -168,6 +170,7 @@ impl Operations for Handle {
 
     fn quit(&mut self) -> Result<(), CommandError> {
         let mut machine = self.lock();
+        machine.is_needed_by_destination()?;
         machine.sink.post(Event::Shutdown { guest: false, reason: "host-qmp-quit" });
         machine.end(Ok(ExitReason::Quit));
         Ok(())
@@ -178,6 +181,7 @@ impl Operations for Handle {
         if machine.vm.is_none() {
             return Err(CommandError::illegal("a migration runs: cancel it before a reset"));
         }
+        machine.has_all_memory()?;
         if machine.config.boot.is_none() {
             return Err(CommandError::illegal(
                 "this process was started with --incoming and without --kernel or --image: it has nothing to boot anew",

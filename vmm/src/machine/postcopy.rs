@@ -1,6 +1,7 @@
 //! Post-copy as the main thread sees it: what persons say to it.
 
 use tern_migration::channel::Uri;
+use tern_migration::destination::Arrival;
 use tern_migration::{PostcopyOrder, Side, Status};
 
 use crate::control::{CommandError, Resolution};
@@ -22,6 +23,56 @@ impl Machine {
             attempt.running && report.side == Side::Source && report.status.is_postcopy()
         };
         self.attempt.as_ref().filter(is_serving)
+    }
+
+    /// Pages of the guest's memory that are still at the source.
+    pub(super) fn pages_left(&self) -> u64 {
+        self.arrival.as_ref().map_or(0, Arrival::pages_left)
+    }
+
+    /// Refuses what needs all of the guest's memory here.
+    pub(super) fn has_all_memory(&self) -> Result<(), CommandError> {
+        match self.pages_left() {
+            0 => Ok(()),
+            left => Err(CommandError::illegal(format!(
+                "{left} pages of the guest's memory are still at the source: wait until post-copy has completed"
+            ))),
+        }
+    }
+
+    /// Refuses to stop a guest whose vCPUs can't come to rest, and the control socket with them.
+    pub(super) fn can_stop(&self) -> Result<(), CommandError> {
+        let status = self.attempt.as_ref().map(|attempt| attempt.control.report().status);
+        let is_cut_off = matches!(status, Some(Status::PostcopyPaused | Status::PostcopyRecover));
+        if is_cut_off && self.pages_left() > 0 {
+            return Err(CommandError::illegal(
+                "a vCPU may wait for a page that is still at the source, and the connections are broken: when they are mended, \
+                 the guest can be stopped",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to end a process which has what the guest, elsewhere, still needs.
+    pub(super) fn is_needed_by_destination(&self) -> Result<(), CommandError> {
+        let Some(serving) = self.serving() else { return Ok(()) };
+        let left = serving.control.report().postcopy.map_or(0, |postcopy| postcopy.pages_left);
+        Err(CommandError::illegal(format!(
+            "the guest goes on at the destination, and {left} pages of its memory may be only here: wait until post-copy has \
+             completed, or give them up by migrate-resolve (discard)"
+        )))
+    }
+
+    /// The process ends, and with it a guest of which the source has a part.
+    pub(super) fn warn_if_incomplete(&mut self) {
+        let left = self.pages_left();
+        if left > 0 {
+            self.memory_lost = true;
+            eprintln!(
+                "tern: {left} pages of the guest's memory were still at the source, and the guest ends here: the source can \
+                 run it again from where it was at the switch (tern migrate --resolve run)"
+            );
+        }
     }
 
     /// Lets it begin. That it has begun already, or is over, may be news to whoever asks.

@@ -122,19 +122,22 @@ fn show_progress(control: &Arc<Control>) -> Box<dyn FnOnce() + Send> {
 fn on_end(notices: Notices, generation: u64) -> OnEnd {
     Box::new(move |ending| match ending {
         Ending::Complete => tracing::info!("all memory is there"),
-        Ending::Failed(error) => {
-            let text = format!("tern: {LOST}: {}", chain(&error));
-            notices.post(Notice::MemoryLost { generation, error });
-            let watch = std::thread::Builder::new().name("memory-lost".into()).spawn(move || {
-                std::thread::sleep(LOST_TIMEOUT);
-                eprintln!("{text}");
-                std::process::exit(Exit::GuestFailed as i32);
-            });
-            if watch.is_err() {
-                std::process::exit(Exit::GuestFailed as i32);
-            }
-        }
+        Ending::Failed(error) => lost(&notices, generation, error),
     })
+}
+
+/// A page can't be had: tells the main loop, and ends the process if that waits for the page itself.
+pub(super) fn lost(notices: &Notices, generation: u64, error: PagerError) {
+    let text = format!("tern: {LOST}: {}", chain(&error));
+    notices.post(Notice::MemoryLost { generation, error });
+    let watch = std::thread::Builder::new().name("memory-lost".into()).spawn(move || {
+        std::thread::sleep(LOST_TIMEOUT);
+        eprintln!("{text}");
+        std::process::exit(Exit::GuestFailed as i32);
+    });
+    if watch.is_err() {
+        std::process::exit(Exit::GuestFailed as i32);
+    }
 }
 
 /// What the error says first.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tern_migration::known::KnownPages;
+use tern_migration::destination::Arrival;
 use tern_migration::snapshot::SnapshotFile;
 use tern_migration::{Control, LiveParameters, Parameters};
 
@@ -63,6 +64,8 @@ pub struct Machine {
     pub(super) doubt: Option<Doubtful>,
     /// What a destination knows for sources that were not answered.
     pub(super) attendance: Attendance,
+    /// The rest of the guest's memory, which comes while it runs.
+    pub(super) arrival: Option<Arrival>,
     /// The file that the guest comes from, until it is read.
     opened: Option<Opened>,
     /// A page can't be had, and some thread waits for it.
@@ -124,6 +127,7 @@ impl Machine {
             known: None,
             doubt: None,
             attendance: Attendance::default(),
+            arrival: None,
             opened: opened_file,
             memory_lost: false,
         })
@@ -266,7 +270,8 @@ impl Machine {
     }
 
     pub(super) fn wants_new(&self) -> bool {
-        self.wants_new && self.vm.is_some() && self.end.is_none()
+        // Whoever waits for a page of the old one must get it first.
+        self.wants_new && self.vm.is_some() && self.end.is_none() && self.pages_left() == 0
     }
 
     /// Builds a new machine in place of the present one, on the same plugs. One that a person has stopped
@@ -275,6 +280,7 @@ impl Machine {
         self.wants_new = false;
         let paused = self.core.run().holds(Hold::User);
         self.core.run().hold(Hold::Ended);
+        self.arrival = None;
         self.vm = None;
         self.generation += 1;
         self.ends.plugs.renew();
@@ -304,6 +310,7 @@ impl Machine {
     /// returns one.
     pub(super) fn take_end(&mut self) -> Option<Result<ExitReason, RunError>> {
         let end = self.end.take()?;
+        self.warn_if_incomplete();
         // Who waits for a page that can't be had can't be waited for. It goes with the process.
         if !self.memory_lost {
             self.end_attempt();
