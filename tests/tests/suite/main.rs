@@ -31,6 +31,7 @@ mod next_version;
 mod other_places;
 mod parameters;
 mod phases;
+mod postcopy;
 mod restore;
 mod save;
 mod secure;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tern_migration::known::KnownPages;
 use tern_migration::destination::Arrival;
+use tern_migration::known::KnownPages;
 use tern_migration::snapshot::SnapshotFile;
 use tern_migration::{Control, LiveParameters, Parameters};
 
