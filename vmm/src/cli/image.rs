@@ -73,7 +73,7 @@ fn build_image(name: &str, jobs: Option<usize>) -> Result<Exit, Failure> {
 /// Steps that can't be counted get a spinner. In a pipe, one line a step.
 fn begin_step(bar: &ProgressBar, name: &str, progress: Progress) {
     if !io::stderr().is_terminal() {
-        eprintln!("{name}: {}", progress.step);
+        crate::cli::tell(&format!("{name}: {}", progress.step));
         return;
     }
     let template = if progress.total == 0 {

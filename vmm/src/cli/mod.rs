@@ -224,6 +224,11 @@ fn log_to_stderr() {
     lines.with_env_filter(filter).with_writer(io::stderr).without_time().init();
 }
 
+/// Writes a line for people to the standard error. Nobody may be there to read it, and no process ends for that.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Prints a result. A reader that has seen enough (`tern host | head`) is no error.
 fn print(text: &str) -> Result<Exit, Failure> {
     let mut stdout = io::stdout().lock();

@@ -43,7 +43,11 @@ impl Progress {
         let Some(last) = self.lines.filter(|last| last.elapsed() >= LINE_EVERY) else { return };
         self.lines = Some(last + LINE_EVERY);
         let status = state["status"].as_str().unwrap_or("starting");
-        eprintln!("{status} {} %  {}", number(&state["report"]["progress_percent"]), message(state));
+        crate::cli::tell(&format!(
+            "{status} {} %  {}",
+            number(&state["report"]["progress_percent"]),
+            message(state)
+        ));
     }
 
     /// Takes the bar away.

@@ -106,7 +106,7 @@ pub(super) fn run(args: RestoreArgs) -> Result<Exit, Failure> {
     config.check().map_err(|error| Failure::usage(&error))?;
     warnings.extend(advice::of(&config, host::memory_bytes()));
     for line in warnings {
-        eprintln!("tern: warning: {line}");
+        crate::cli::tell(&format!("tern: warning: {line}"));
     }
     run::launch(config, Some(snapshot))
 }

@@ -165,7 +165,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit, Failure> {
     let config = args.config();
     config.check().map_err(|error| Failure::usage(&error))?;
     for line in advice::of(&config, host::memory_bytes()) {
-        eprintln!("tern: warning: {line}");
+        crate::cli::tell(&format!("tern: warning: {line}"));
     }
     if !dry_run {
         return launch(config, None);

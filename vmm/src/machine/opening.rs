@@ -47,7 +47,7 @@ pub(super) fn ends(config: &VmConfig) -> Result<Ends, RunError> {
     // A process in the background may not touch the terminal, and a pipe has no modes.
     let terminal = if on_terminal && owns_terminal() { RawMode::enter(&io::stdin()).ok() } else { None };
     if terminal.is_some() {
-        eprintln!("tern: this terminal is the guest's; Ctrl-] ends the machine");
+        crate::cli::tell("tern: this terminal is the guest's; Ctrl-] ends the machine");
     }
     Ok(Ends { plugs, _sockets: sockets, _terminal: terminal })
 }

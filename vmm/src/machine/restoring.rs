@@ -49,7 +49,7 @@ impl Machine {
         let attempt = self.new_attempt(Side::Destination, parameters)?;
         tracing::info!(path = %path.display(), "restoring, {}", opened.way());
         if opened.config().mode.is_none() {
-            eprintln!("tern: {}, {}", path.display(), opened.way());
+            crate::cli::tell(&format!("tern: {}, {}", path.display(), opened.way()));
         }
         let paused = self.config.paused;
         let on_end = on_end(self.notices.clone(), self.generation);
@@ -132,7 +132,7 @@ pub(super) fn lost(notices: &Notices, generation: u64, error: PagerError) {
     notices.post(Notice::MemoryLost { generation, error });
     let watch = std::thread::Builder::new().name("memory-lost".into()).spawn(move || {
         std::thread::sleep(LOST_TIMEOUT);
-        eprintln!("{text}");
+        crate::cli::tell(&text);
         std::process::exit(Exit::GuestFailed as i32);
     });
     if watch.is_err() {
