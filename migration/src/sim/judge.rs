@@ -15,6 +15,7 @@ const ROUND_END_MAX_BYTES: u64 = 128;
 const SECOND_US: u64 = 1_000_000;
 
 /// What has become of the guest.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Verdict {
     /// It is elsewhere, in doubt, or gone with its host: `name` says which.
     Over(&'static str),
