@@ -61,6 +61,9 @@ pub struct Hop {
     pub report: Value,
 }
 
+/// A figure of a hop.
+pub type Pick = fn(&Hop) -> f64;
+
 /// All hops of one guest that went the same way.
 #[derive(Debug, Clone, Default)]
 pub struct Hops(pub Vec<Hop>);
@@ -172,8 +175,8 @@ impl Hops {
     }
 
     /// What kept them from being faster; `link`: the bytes of a hop, and bytes a second that could go.
-    pub fn bound(&self, way: &Way, link: Option<(fn(&Hop) -> f64, f64)>) -> String {
-        let median = |pick: fn(&Hop) -> f64| self.samples(pick).median().unwrap_or(f64::NAN);
+    pub fn bound(&self, way: &Way, link: Option<(Pick, f64)>) -> String {
+        let median = |pick: Pick| self.samples(pick).median().unwrap_or(f64::NAN);
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let used = Used {
             total_s: median(|hop| hop.total_ms / 1e3),

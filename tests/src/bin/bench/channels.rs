@@ -4,7 +4,7 @@
 
 use std::io;
 
-use crate::chain::{Chain, Hop, Hops, in_turns};
+use crate::chain::{Chain, Hop, Hops, Pick, in_turns};
 use crate::contender::{BOTH, Machine};
 use crate::plan::{Pair, Plan};
 use crate::table::{Aim, Figure, Group};
@@ -48,14 +48,14 @@ fn per_gib(seconds: f64) -> f64 {
 }
 
 fn figures(tern: &Hops, qemu: &Hops, unproven: &Hops) -> Vec<Figure> {
-    let figure = |name, unit, aim, pick: fn(&Hop) -> f64| {
+    let figure = |name, unit, aim, pick: Pick| {
         Figure::new(name, unit, Pair { tern: tern.samples(pick), qemu: qemu.samples(pick) }, aim)
     };
-    let alone = |name, unit, pick: fn(&Hop) -> f64| {
+    let alone = |name, unit, pick: Pick| {
         Figure::new(name, unit, Pair { tern: unproven.samples(pick), ..Pair::default() }, None)
     };
     let half = Some(Aim::PartOfQemu(0.5));
-    let cpu: fn(&Hop) -> f64 = |hop| per_gib(hop.cpu_s());
+    let cpu: Pick = |hop| per_gib(hop.cpu_s());
     vec![
         figure("total", "ms", half, |hop| hop.total_ms),
         figure("CPU of both sides per GiB", "s", half, cpu),

@@ -8,7 +8,7 @@ use std::io;
 
 use serde_json::Value;
 
-use crate::chain::{Chain, Hop, Hops, in_turns};
+use crate::chain::{Chain, Hop, Hops, Pick, in_turns};
 use crate::contender::{BOTH, Machine};
 use crate::plan::{Pair, Plan};
 use crate::table::{Aim, Figure, Group};
@@ -37,7 +37,7 @@ pub fn measure(plan: &Plan) -> io::Result<Group> {
         plan.transport
     );
     let [xbzrle, with_auto] = &WAYS;
-    let link: (fn(&Hop) -> f64, f64) = (|hop| hop.ram("transferred"), CAP as f64);
+    let link: (Pick, f64) = (|hop| hop.ram("transferred"), CAP as f64);
     let notes = [("tern", &tern, xbzrle), ("QEMU", &qemu, xbzrle), ("tern with auto", &both, with_auto)];
     let notes = notes.map(|(who, hops, way)| format!("{who}: {} binds", hops.bound(way, Some(link))));
     let mut figures = figures("", &tern, &qemu);
@@ -46,7 +46,7 @@ pub fn measure(plan: &Plan) -> io::Result<Group> {
 }
 
 fn figures(before: &str, tern: &Hops, qemu: &Hops) -> Vec<Figure> {
-    let figure = |name: &str, unit, aim, pick: fn(&Hop) -> f64| {
+    let figure = |name: &str, unit, aim, pick: Pick| {
         let pair = Pair { tern: tern.samples(pick), qemu: qemu.samples(pick) };
         Figure::new(format!("{before}{name}"), unit, pair, aim)
     };

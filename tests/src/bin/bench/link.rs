@@ -11,7 +11,7 @@ use serde_json::Value;
 use tern_tests::host::root_or_skip;
 use tern_tests::namespace::Namespace;
 
-use crate::chain::{Chain, Hop, Hops, in_turns};
+use crate::chain::{Chain, Hop, Hops, Pick, in_turns};
 use crate::contender::{BOTH, Machine, Vmm};
 use crate::plan::{Pair, Plan, Transport};
 use crate::statistics::Samples;
@@ -109,7 +109,7 @@ fn shape(namespace: &str, mbit_per_s: u32) -> io::Result<()> {
 }
 
 fn way_figures(content: &str, way: &Way, tern: &Hops, qemu: &Hops) -> [Figure; 3] {
-    let figure = |what: &str, unit, pick: fn(&Hop) -> f64| {
+    let figure = |what: &str, unit, pick: Pick| {
         let pair = Pair { tern: tern.samples(pick), qemu: qemu.samples(pick) };
         Figure::new(format!("{content}, {}: {what}", way.name), unit, pair, None)
     };
@@ -130,7 +130,7 @@ fn carried_mib(hop: &Hop) -> f64 {
 
 /// `auto` beside the best of tern's own, and tern's bytes beside QEMU's: of medians.
 fn verdicts(content: &str, tern: &[Hops], qemu: &[Hops]) -> [Figure; 3] {
-    let least = |all: &[Hops], pick: fn(&Hop) -> f64| {
+    let least = |all: &[Hops], pick: Pick| {
         let medians = all.iter().filter_map(|hops| hops.samples(pick).median());
         medians.fold(f64::INFINITY, f64::min)
     };
@@ -143,7 +143,7 @@ fn verdicts(content: &str, tern: &[Hops], qemu: &[Hops]) -> [Figure; 3] {
         let pair = Pair { tern: Samples(vec![value]), ..Pair::default() };
         Figure::new(format!("{content}: {what}"), "", pair, Some(Aim::Below(aim)))
     };
-    let total: fn(&Hop) -> f64 = |hop| hop.total_ms;
+    let total: Pick = |hop| hop.total_ms;
     [
         one("auto's total / the best other of tern's", least(&auto, total) / least(&fixed, total), 1.05),
         one("tern's least bytes / QEMU's least", least(tern, carried_mib) / least(qemu, carried_mib), 1.005),

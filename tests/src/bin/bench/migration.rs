@@ -285,10 +285,8 @@ pub fn wait_until_completed(source: &mut Qmp, vmm: Vmm) -> Value {
     let event = source.wait_event_where("MIGRATION completed", |event| {
         event["event"] == "MIGRATION" && ENDS.contains(&&*status(event))
     });
-    if status(&event) != "completed" {
-        let report = source.execute("query-migrate", json!({}));
-        panic!("{vmm:?}: the migration is {}: {}", status(&event), report["error-desc"]);
-    }
+    let why = |source: &mut Qmp| source.execute("query-migrate", json!({}))["error-desc"].clone();
+    assert_eq!(status(&event), "completed", "{vmm:?}: {}", why(source));
     event
 }
 
