@@ -15,14 +15,15 @@ Examples:
   tern dump --elf web.core web.snap
   tern dump --elf web.core --control /tmp/a.sock
   gdb vmlinux web.core
-  crash --minimal vmlinux web.core
+  crash vmlinux web.core
 
 Physical memory is at its own addresses; what the first vCPU's page tables map in the upper half of \
 the address space, the kernel, is there too. Each vCPU is a thread. Only you can read the core: all of \
 the guest's memory is in it.
 
-crash needs a vmlinux with debug information, and a release that knows the guest's kernel; where it does not, \
---minimal still shows the kernel's log, symbols and memory.";
+crash needs a release that knows the guest's kernel (8.0.6 or later of Linux 6.12), and a vmlinux with \
+CONFIG_DEBUG_INFO, CONFIG_X86_MCE and CONFIG_AMD_MEM_ENCRYPT and without CONFIG_SLUB_TINY, as distributions' are; where one is \
+missing, --minimal still shows the kernel's log, symbols and memory.";
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("from").required(true))]
