@@ -68,10 +68,10 @@ impl Machine {
         let left = self.pages_left();
         if left > 0 {
             self.memory_lost = true;
-            eprintln!(
+            crate::cli::tell(&format!(
                 "tern: {left} pages of the guest's memory were still at the source, and the guest ends here: the source can \
                  run it again from where it was at the switch (tern migrate --resolve run)"
-            );
+            ));
         }
     }
 

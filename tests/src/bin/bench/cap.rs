@@ -18,7 +18,7 @@ use crate::plan::{Plan, Transport};
 use crate::pulse_lines::is_ready;
 use crate::table::{Aim, Figure, Group};
 
-const CMDLINE: &str = "ws=256M rate=max content=random";
+const CMDLINE: &str = "ws=96M rate=max content=random";
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const HALF: Duration = Duration::from_secs(4);
 const SETTLING: Duration = Duration::from_millis(100);
@@ -93,7 +93,7 @@ pub fn measure(plan: &Plan) -> io::Result<Group> {
         let figure = |(name, pair)| Figure::new(name, "%", pair, Some(Aim::Below(AIM_PERCENT)));
         figures.extend(rows.zip(found).map(figure));
     }
-    let setting = "deviation from max-bandwidth in any second, as a proxy counts; pulse rewrites 256 MiB; the second limit is \
+    let setting = "deviation from max-bandwidth in any second, as a proxy counts; pulse rewrites 96 MiB; the second limit is \
                    set on the way";
     Ok(Group { name: "limit", setting: setting.to_owned(), figures, notes: Vec::new() })
 }
