@@ -1,5 +1,8 @@
 //! The Linux guest's agent: its shell on the serial port, its `AGENT` lines, and what must hold of them.
 
+use std::time::Duration;
+
+use crate::limit::wait_for;
 use crate::pulse::{field, tail};
 use crate::serial::Serial;
 
@@ -90,6 +93,20 @@ impl<'a> Agent<'a> {
         beat.unwrap_or_else(|| panic!("`status` printed no AGENT beat line: {said:?}"))
     }
 
+    /// Asks for `status` until it is as `enough` wants it, and returns that.
+    ///
+    /// # Panics
+    /// It is not within the [`crate::limit::limit`]; `what` says what was awaited.
+    pub fn wait_status(self, what: &str, enough: impl Fn(&AgentBeat) -> bool) -> AgentBeat {
+        let mut asked = false;
+        wait_for(what, || {
+            if std::mem::replace(&mut asked, true) {
+                std::thread::sleep(ASK_EVERY);
+            }
+            Some(self.status()).filter(&enough)
+        })
+    }
+
     /// Checks that the agent has found nothing wrong.
     ///
     /// # Panics
@@ -99,6 +116,9 @@ impl<'a> Agent<'a> {
     }
 }
 
+/// Where the guest's kernel is interpreted, an answer costs it 30 ms: asked without a pause, it did little else, and what
+/// the test waited for took twice the time.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 const PROMPT: &str = "tern# ";
 
 /// Checks the output of one guest, over all processes that it ran in.

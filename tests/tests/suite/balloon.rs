@@ -29,9 +29,8 @@ fn what_a_guest_gives_back_is_the_hosts_and_does_not_move() {
     let guest = Agent::new(source.serial());
     guest.wait_ready();
     guest.run(&format!("pages {USED_MIB}M max"));
-    wait_for("the guest to have used its memory", || {
-        (guest.status().pages_written >= (USED_MIB << 20) / 4096).then_some(())
-    });
+    guest
+        .wait_status("the guest to have used its memory", |now| now.pages_written >= (USED_MIB << 20) / 4096);
     let most = resident_mib(&source);
     guest.run("pages off");
     let left = wait_for("the guest to give its memory back", || {
@@ -46,7 +45,7 @@ fn what_a_guest_gives_back_is_the_hosts_and_does_not_move() {
     assert!(sent_mib < most, "{sent_mib} MiB were sent of {left} MiB ({most} MiB before)");
     let there = Agent::new(destination.serial());
     let before = there.status().pages_verified;
-    wait_for("the guest to check its memory", || (there.status().pages_verified > before).then_some(()));
+    there.wait_status("the guest to check its memory", |now| now.pages_verified > before);
     let text = source.serial().text() + &destination.serial().text();
     tern_tests::agent::check(&text);
 }

@@ -135,7 +135,7 @@ fn a_hundred_moves_lose_nothing_of_a_disk_and_a_network_and_double_nothing() {
     assert!(guest.run("disk /dev/vda").trim().is_empty());
     // All blocks are written once, and the guest's address is known.
     network.echo(GUEST, 1);
-    wait_for("the disk checker", || (guest.status().disk_ok > 0).then_some(()));
+    guest.wait_status("the disk checker", |now| now.disk_ok > 0);
     let before = guest.status();
 
     let stream = Stream::start(network.socket());

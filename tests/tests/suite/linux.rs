@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tern_tests::host::image_or_skip;
-use tern_tests::limit::wait_for;
 use tern_tests::{Agent, Incoming, Tern, TernBuilder, kvm_or_skip, migrate, root_or_skip};
 
 use crate::kernel_files;
@@ -47,12 +46,12 @@ fn an_elf_without_pvh_note_and_disks_that_refuse() {
     let guest = Agent::new(tern.serial());
     guest.wait_ready();
     guest.run("disk /dev/vda");
-    wait_for("an error of the full disk", || (guest.status().disk_bad > 0).then_some(()));
+    guest.wait_status("an error of the full disk", |now| now.disk_bad > 0);
     assert_eq!(tern.qmp().state(), "running");
     guest.run("disk off");
     let bad = guest.status().disk_bad;
     guest.run("disk /dev/vdb");
-    wait_for("an error of the read-only disk", || (guest.status().disk_bad > bad).then_some(()));
+    guest.wait_status("an error of the read-only disk", |now| now.disk_bad > bad);
     guest.run("disk off");
     assert!(std::fs::read(&written).unwrap() == before, "a read-only disk was written");
     assert!(guest.run("mem").contains("free_kib="), "the guest does not go on");

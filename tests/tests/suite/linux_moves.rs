@@ -1,7 +1,6 @@
 //! A Linux guest with everything that it can have moves twice: while all of it is busy, and idle.
 
 use tern_tests::host::image_or_skip;
-use tern_tests::limit::wait_for;
 use tern_tests::{Agent, Incoming, Namespace, TernBuilder, agent, kvm_or_skip, migrate, root_or_skip};
 
 use crate::linux::{file, powers_off};
@@ -9,14 +8,14 @@ use crate::linux::{file, powers_off};
 /// Waits until the disk checker has found `more` further blocks as they should be.
 fn disk_goes_on(guest: Agent<'_>, more: u64) {
     let before = guest.status().disk_ok;
-    wait_for("the disk checker", || (guest.status().disk_ok >= before + more).then_some(()));
-    assert_eq!(guest.status().disk_bad, 0);
+    let now = guest.wait_status("the disk checker", |now| now.disk_ok >= before + more);
+    assert_eq!(now.disk_bad, 0);
 }
 
 /// Waits until the page checker has found `more` further pages as they should be.
 fn pages_go_on(guest: Agent<'_>, more: u64) {
     let before = guest.status().pages_verified;
-    wait_for("the page checker", || (guest.status().pages_verified >= before + more).then_some(()));
+    guest.wait_status("the page checker", |now| now.pages_verified >= before + more);
 }
 
 #[test]
