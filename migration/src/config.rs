@@ -7,6 +7,7 @@
 
 mod capability;
 mod error;
+pub mod legal;
 mod live;
 mod parameter;
 mod table;
@@ -194,26 +195,9 @@ impl Parameters {
         self.merged(changes)
     }
 
-    /// Refuses what only a save into a file has, for a guest that goes to a peer, and the other way round.
+    /// Refuses what isn't legal for a guest that goes there; see [`legal`].
     pub fn check_for(&self, uri: &Uri) -> Result<(), ConfigError> {
-        let to_file = matches!(uri, Uri::File { .. });
-        let uri = || uri.to_string();
-        if to_file && self.may_postcopy() {
-            return Err(ConfigError::PostcopyToFile { uri: uri() });
-        }
-        for row in PARAMETERS.iter().filter(|row| row.get(self) != row.default()) {
-            let name = row.name;
-            match row.scope {
-                Scope::Files if !to_file => return Err(ConfigError::FilesOnly { name, uri: uri() }),
-                Scope::Destination => return Err(ConfigError::DestinationOnly { name }),
-                _ => {}
-            }
-        }
-        let on = |row: &&Capability| row.files_only && row.get(&self.capabilities) != row.default;
-        match CAPABILITIES.iter().find(on) {
-            Some(row) if !to_file => Err(ConfigError::FilesOnly { name: row.name, uri: uri() }),
-            _ => Ok(()),
-        }
+        legal::refusal(&legal::Scene { parameters: self, uri: Some(uri), here: &[], peer: None }, uri)
     }
 
     /// The answer to `query-migrate-parameters`.
@@ -223,4 +207,4 @@ impl Parameters {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -51,27 +51,17 @@ pub enum ConfigError {
         /// Parameter.
         name: &'static str,
     },
-    /// A parameter or capability of a save, given to a migration to a peer.
-    #[error("{name} is for saving into a file (file:PATH), and this guest goes to {uri}: leave it out")]
-    FilesOnly {
-        /// Parameter or capability.
-        name: &'static str,
+    /// A feature that can't be used there, or not together with what else was asked for.
+    #[error("{feature}: {reason}, and this guest goes to {uri}: {remedy}")]
+    NotLegal {
+        /// Parameter with its choice, or capability.
+        feature: String,
         /// Where the guest is to go.
         uri: String,
-    },
-    /// Post-copy into a file.
-    #[error(
-        "postcopy is for a guest that goes to a running destination, and this one goes to {uri}: leave it out"
-    )]
-    PostcopyToFile {
-        /// Where the guest is to go.
-        uri: String,
-    },
-    /// A parameter of the destination, given to a source.
-    #[error("migration parameter {name} is the destination's: give it to `migrate-incoming` there")]
-    DestinationOnly {
-        /// Parameter.
-        name: &'static str,
+        /// What stands against it.
+        reason: String,
+        /// What to do.
+        remedy: String,
     },
     /// A parameter that can't change any more.
     #[error("migration parameter {name} is fixed once the migration has begun: give it to `migrate`")]

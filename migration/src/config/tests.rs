@@ -7,7 +7,7 @@ fn object(text: &str) -> Map<String, Value> {
 }
 
 /// A legal value that isn't the default.
-fn other(row: &Parameter) -> Setting {
+pub(crate) fn other(row: &Parameter) -> Setting {
     match &row.kind {
         Kind::Number { range, .. } if range.contains(&300_000) => Setting::Number(300_000),
         Kind::Number { range, default, .. } if range.start() == default => Setting::Number(*range.end()),
@@ -145,7 +145,7 @@ fn qmps_capability_allows_post_copy_and_leaves_a_chosen_mode_alone() {
 fn no_guest_is_saved_by_post_copy() {
     let chosen = Parameters::default().merged(&object(r#"{"postcopy": "auto"}"#)).unwrap();
     let error = chosen.check_for(&"file:/tmp/a".parse().unwrap()).unwrap_err();
-    assert!(matches!(error, ConfigError::PostcopyToFile { .. }), "{error}");
+    assert!(error.to_string().contains("it needs a running destination"), "{error}");
     assert!(chosen.check_for(&"unix:/tmp/a".parse().unwrap()).is_ok());
 }
 

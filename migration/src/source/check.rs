@@ -9,14 +9,21 @@ use tern_schema::ChosenVersion;
 use super::{agree, link};
 use crate::channel::{Address, Connector, Security, Uri};
 use crate::config::Parameters;
+use crate::config::legal::Peer;
 use crate::control::Control;
 use crate::error::{MigrationError, ProtocolError};
 use crate::policy::link::rate;
-use crate::ram::encoding_names;
+use crate::ram::proof::PROOF_XXH3;
+use crate::ram::{ENCODINGS_MASK, encoding_names};
 use crate::stats::Side;
 use crate::vm::{Aspect, VmFacts};
-use crate::wire::{Answer, Echo, FLAG_ANSWER, FrameType, PROBE_BYTES_MAX, Purpose, Wire, introduce};
+use crate::wire::{
+    Agreed, Answer, CHANNELS_MAX, Echo, FLAG_ANSWER, FrameType, Offer, PROBE_BYTES_MAX, Purpose, Wire,
+    introduce,
+};
 
+/// Code of the aspect of post-copy.
+const POSTCOPY: &str = "postcopy";
 /// Questions whose answers are timed.
 const ROUND_TRIPS: usize = 9;
 /// The first measurement of bandwidth, to know how long the second may be.
@@ -52,6 +59,8 @@ pub struct CheckReport {
     pub link_bytes_per_s: u64,
     /// How long all of this took.
     pub total_us: u64,
+    /// All that the destination could do for this guest, asked for or not.
+    pub peer: Peer,
 }
 
 /// The version in which a part of the machine would be sent.
@@ -98,7 +107,8 @@ fn ask(
     control: &Control,
 ) -> Result<CheckReport, MigrationError> {
     let peer = introduce(wire, Purpose::Check)?;
-    let offer = agree::offer(facts, parameters);
+    let wanted = agree::offer(facts, parameters);
+    let offer = whole(&wanted);
     wire.send(FrameType::Offer, &offer, "asking whether the guest fits")?;
     let Answer { aspects, agreed } =
         wire.expect(FrameType::Answer, "waiting for what the peer thinks of it")?;
@@ -108,7 +118,10 @@ fn ask(
         *trip = probe(wire, control, 0)?;
     }
     trips.sort_unstable();
-    let aspects: Vec<Aspect> = aspects.iter().map(Aspect::readable).collect();
+    let mut aspects: Vec<Aspect> = aspects.iter().map(Aspect::readable).collect();
+    let peer_can = peer_can(&agreed, &aspects, peer.tern_version.clone());
+    // What wasn't asked for is nothing that could prevent it.
+    aspects.retain(|aspect| aspect.code != POSTCOPY || wanted.postcopy.is_some());
     Ok(CheckReport {
         uri: uri.to_string(),
         fits: aspects.iter().all(Aspect::is_ok),
@@ -116,12 +129,41 @@ fn ask(
         peer_tern_version: peer.tern_version,
         protocol_version: peer.protocol_version,
         sections: agreed.sections.into_iter().map(SectionChoice::from).collect(),
-        encodings: encoding_names(agreed.encodings),
-        proof: terms.hashes,
+        encodings: encoding_names(agreed.encodings & wanted.encodings),
+        proof: terms.hashes && wanted.proofs.is_some(),
         round_trip_us: trips.get(ROUND_TRIPS / 2).copied().unwrap_or(0),
         link_bytes_per_s: measure(wire, control)?,
         total_us: 0,
+        peer: peer_can,
     })
+}
+
+/// The offer with everything in it that this build can do.
+fn whole(wanted: &Offer) -> Offer {
+    Offer {
+        encodings: ENCODINGS_MASK,
+        proofs: Some(PROOF_XXH3),
+        channels: Some(CHANNELS_MAX),
+        postcopy: Some(true),
+        ..wanted.clone()
+    }
+}
+
+fn peer_can(agreed: &Agreed, aspects: &[Aspect], tern_version: String) -> Peer {
+    let postcopy = aspects.iter().find(|aspect| aspect.code == POSTCOPY && !aspect.is_ok());
+    let unknown = || ("its release does not have it".to_owned(), "take a newer release there".to_owned());
+    let postcopy = match postcopy {
+        Some(aspect) => Some((aspect.destination.clone(), aspect.remedy.clone().unwrap_or_default())),
+        None => (agreed.postcopy != Some(true)).then(unknown),
+    };
+    Peer {
+        tern_version,
+        encodings: encoding_names(agreed.encodings),
+        channels: agreed.channels.unwrap_or(1),
+        proof: agreed.proofs.is_some_and(|proofs| proofs != 0),
+        postcopy,
+        known_pages: agreed.known_pages.unwrap_or(0),
+    }
 }
 
 /// Bytes a second: once with little, to see how much makes a good measurement.

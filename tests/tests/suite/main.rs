@@ -7,6 +7,7 @@ mod again;
 mod balloon;
 mod boot;
 mod booted;
+mod capabilities;
 mod channels;
 mod check;
 mod command_line;

@@ -16,6 +16,13 @@ const COLUMN_MOST: usize = 40;
 
 /// Asks by `request` (what `migrate` would take), waits for the answer, and prints it.
 pub(super) fn run(client: &mut Client, request: Value, json: bool) -> Result<Exit, Failure> {
+    let report = ask(client, request)?;
+    if json { print_json(&report) } else { print(&table(&report)) }?;
+    Ok(if report["fits"] == true { Exit::Success } else { Exit::DoesNotFit })
+}
+
+/// Waits for the answer.
+pub(super) fn ask(client: &mut Client, request: Value) -> Result<Value, Failure> {
     client.execute("migrate-check", request)?;
     let answer = loop {
         let answer = client.execute("query-migrate-check", json!({}))?;
@@ -32,8 +39,7 @@ pub(super) fn run(client: &mut Client, request: Value, json: bool) -> Result<Exi
         let text = answer["error-desc"].as_str().unwrap_or("the check gave no answer");
         return Err(Failure::text(Exit::Failure, format!("the destination can't be asked: {text}")));
     }
-    if json { print_json(report) } else { print(&table(report)) }?;
-    Ok(if report["fits"] == true { Exit::Success } else { Exit::DoesNotFit })
+    Ok(report.clone())
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

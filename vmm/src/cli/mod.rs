@@ -5,6 +5,7 @@
 //! both values, the remedy, and each cause once.
 
 mod advice;
+mod capabilities;
 mod check;
 mod console;
 mod cpu;
@@ -78,6 +79,9 @@ enum Command {
     /// Save a guest into a file, from which it can be run again
     #[command(after_help = save::EXAMPLES)]
     Save(save::SaveArgs),
+    /// Show what a migration may use here and with a destination, and why not the rest
+    #[command(after_help = capabilities::EXAMPLES)]
+    Capabilities(capabilities::CapabilitiesArgs),
     /// Show whether the guest runs, and where its migration stands
     #[command(
         after_help = "Examples:\n  tern status --control /tmp/a.sock\n  tern status --control /tmp/a.sock --history"
@@ -193,6 +197,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Migrate(args) => migrate::run(args),
         Command::Postcopy(args) => postcopy::run(&args),
         Command::Save(args) => save::run(&args),
+        Command::Capabilities(args) => capabilities::run(&args),
         Command::Status(args) => vm::status(&args),
         Command::Metrics(args) => vm::metrics(&args),
         Command::Pause(args) => vm::simple(&args, "stop"),

@@ -57,6 +57,12 @@ const STATE: Argument = Argument {
     required: false,
     help: "the status in which it waits; there is no other",
 };
+const DESTINATION: Argument = Argument {
+    name: "uri",
+    kind: Kind::Text,
+    required: false,
+    help: "a destination: what the latest migrate-check has heard from it counts",
+};
 const ENABLE: Argument =
     Argument { name: "enable", kind: Kind::Empty, required: false, help: "QMP capabilities; there are none" };
 
@@ -215,10 +221,10 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "query-migrate-capabilities",
-        help: "Lists the capabilities that a migration can use.",
-        arguments: &[],
+        help: "Lists the capabilities, and whether each is legal to a destination and into a file; query-migrate-features has the rest.",
+        arguments: &[DESTINATION],
         legal: ANY,
-        run: |vm, _| Ok(vm.parameters().capabilities_json()),
+        run: query_capabilities,
     },
     Command {
         name: "query-migrate-check",
@@ -226,6 +232,13 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[],
         legal: ANY,
         run: |vm, _| Ok(vm.query_check()),
+    },
+    Command {
+        name: "query-migrate-features",
+        help: "Lists all that a migration may use, alone and together, and why not the rest.",
+        arguments: &[DESTINATION],
+        legal: ANY,
+        run: |vm, arguments| vm.features(destination(&arguments)),
     },
     Command {
         name: "query-migrate-history",
@@ -305,6 +318,33 @@ pub const COMMANDS: &[Command] = &[
         run: |vm, _| done(vm.reset()),
     },
 ];
+
+fn destination(arguments: &Arguments) -> Option<&str> {
+    Some(arguments.text("uri")).filter(|uri| !uri.is_empty())
+}
+
+/// QMP's list, with what stands against each capability.
+fn query_capabilities(vm: &mut dyn Operations, arguments: Arguments) -> Result<Value, CommandError> {
+    let features = vm.features(destination(&arguments))?;
+    let mut list = vm.parameters().capabilities_json();
+    for entry in list.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        // QMP's capability for it is a parameter here.
+        let name = match entry.get("capability").and_then(Value::as_str) {
+            Some("postcopy-ram") => "postcopy=manual",
+            name => name.unwrap_or_default(),
+        }
+        .to_owned();
+        for way in ["to_peer", "to_file"] {
+            let rows = features[way].as_array().map(Vec::as_slice).unwrap_or_default();
+            let of = |row: &&Value| row["feature"] == name.as_str() && row["kind"] != "encoding";
+            if let Some(Value::Object(row)) = rows.iter().find(of).cloned() {
+                let told = row.into_iter().filter(|(key, _)| !matches!(key.as_str(), "feature" | "kind"));
+                entry.insert(way.to_owned(), told.collect::<Map<_, _>>().into());
+            }
+        }
+    }
+    Ok(list)
+}
 
 /// The one command whose arguments are the parameters themselves, as QMP has it.
 const FREE_COMMAND: &str = "migrate-set-parameters";

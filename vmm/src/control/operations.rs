@@ -191,6 +191,8 @@ pub trait Operations: Send {
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError>;
     /// The latest migrations.
     fn history(&self) -> MigrationHistory;
+    /// What a migration may use, and why not the rest: an object of lists. With an address, at that destination.
+    fn features(&self, uri: Option<&str>) -> Result<Value, CommandError>;
     /// The parameters of the running or awaited migration, or the defaults.
     fn parameters(&self) -> Parameters;
     /// Ends a migration in doubt.

@@ -105,6 +105,12 @@ impl Operations for FakeMachine {
         self.note(format!("set {text}"))
     }
 
+    fn features(&self, uri: Option<&str>) -> Result<Value, CommandError> {
+        let verdict =
+            json!([{ "feature": "xbzrle", "kind": "capability", "legal": false, "reason": "none" }]);
+        Ok(json!({ "uri": uri, "to_peer": verdict, "to_file": [] }))
+    }
+
     fn parameters(&self) -> Parameters {
         Parameters::default()
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tern_migration::channel::Uri;
+use tern_migration::config::legal::Peer;
 use tern_migration::error::MigrationError;
 use tern_migration::source::{self, CheckReport};
 use tern_migration::{Aspect, Control, Parameters, Side, SourceVm, Unobserved, VmFacts};
@@ -84,6 +85,16 @@ impl Check {
             State::Completed(report) => json!({ "status": "completed", "report": report }),
             State::Failed { uri, text } => json!({ "status": "failed", "uri": uri, "error-desc": text }),
             State::Cancelled { uri } => json!({ "status": "cancelled", "uri": uri }),
+        }
+    }
+
+    /// What the destination at `uri` could do, if it was asked last.
+    pub(super) fn peer(&self, uri: &Uri) -> Option<Peer> {
+        match &*self.state() {
+            State::Completed(report) if report.found.uri == uri.to_string() => {
+                Some(report.found.peer.clone())
+            }
+            _ => None,
         }
     }
 

@@ -135,8 +135,7 @@ impl Machine {
     /// Starts to move the guest away.
     pub(super) fn migrate(&mut self, request: &MigrateRequest) -> Result<(), CommandError> {
         let uri = parse_uri(&request.uri)?;
-        let fits = request.parameters.check_for(&uri);
-        fits.map_err(|error| CommandError::invalid(error.to_string()))?;
+        self.check_legal(&request.parameters, &uri)?;
         // What came with this command in one piece may have been a reset: its guest must not be on both sides.
         if self.wants_new() {
             return Err(CommandError::illegal("the machine is about to start anew: try again"));
@@ -149,11 +148,9 @@ impl Machine {
             )));
         }
         self.has_all_memory()?;
-        let Some(vm) = &self.vm else {
+        if self.vm.is_none() {
             return Err(CommandError::illegal("a migration runs already: wait for it, or cancel it"));
-        };
-        let can_log = vm.can_log(request.parameters.dirty_log_mode());
-        can_log.map_err(|error| CommandError::invalid(error.to_string()))?;
+        }
         let attempt = self.new_attempt(Side::Source, request.parameters.clone())?;
         self.start(attempt, move |vm, Attempt { control, live, .. }| {
             Ended::Source(source::migrate_to(vm, &uri, &live, &control))

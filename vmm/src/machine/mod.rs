@@ -14,6 +14,7 @@ mod checking;
 mod doubt;
 mod error;
 mod event_loop;
+mod features;
 mod history;
 mod migration;
 mod notice;

@@ -235,6 +235,11 @@ impl Operations for Handle {
         self.lock().set_parameters(changes)
     }
 
+    fn features(&self, uri: Option<&str>) -> Result<Value, CommandError> {
+        let parameters = self.parameters();
+        self.lock().features(uri, &parameters)
+    }
+
     fn parameters(&self) -> Parameters {
         let machine = self.lock();
         let running =
