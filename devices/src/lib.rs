@@ -46,7 +46,7 @@ pub use port::{BytePort, PortTarget};
 pub use rtc::{HeldClockV1, Rtc, RtcV1};
 pub use serial::{Serial, SerialV1};
 pub use state::{Apply, Part, RestoreError, Stateful, part};
-pub use virtio::balloon::{Balloon, BalloonV1, Reclaim};
+pub use virtio::balloon::{Balloon, BalloonSize, BalloonV1, Reclaim};
 pub use virtio::blk::{Blk, BlkConfig, BlkV1, DiskActivity, DiskFailures};
 pub use virtio::console::{Console, ConsoleV1};
 pub use virtio::mmio::{MmioDevice, MmioTransport, QUEUE_NOTIFY_OFFSET, VirtQueueV1, VirtioMmioV1};

@@ -11,17 +11,19 @@ use std::time::Duration;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
-    AcpiPm, Balloon, Blk, BlkConfig, BytePort, Console, DiskActivity, DiskFailures, EventSource, GuestRam,
-    I8042, Interrupt, MmioDevice, MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng, Rtc, Serial,
-    Stateful, TapError, VmGenId, chip_parts, open_tap, part,
+    AcpiPm, Balloon, BalloonSize, Blk, BlkConfig, BytePort, Console, DiskActivity, DiskFailures, EventSource,
+    GuestRam, I8042, Interrupt, MmioDevice, MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng,
+    Rtc, Serial, Stateful, TapError, VmGenId, chip_parts, open_tap, part,
 };
 use thiserror::Error;
 use uuid::Uuid;
 use vm_memory::{GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::balloon::Air;
 use crate::bus::SystemBus;
 use crate::config::{self, DiskConfig, Incoming, VirtioDevice, VmConfig};
+use crate::control::EventSink;
 use crate::disk_locks::{DiskLocks, LockError};
 use crate::layout::{self, VirtioSlot};
 use crate::lines::Lines;
@@ -170,6 +172,8 @@ pub struct Plugs {
     pub power_off: Arc<EventFd>,
     /// Looks at the two lines.
     pub lines: Lines,
+    /// Who is told what the balloon does.
+    pub told: Option<EventSink>,
 }
 
 /// How long the last output may take at the end of the process.
@@ -195,7 +199,7 @@ impl Plugs {
         let locks = Arc::new(locks);
         let (reset, power_off) = (Arc::new(eventfd("i8042")?), Arc::new(eventfd("acpi-pm")?));
         let lines = Lines::new(Arc::clone(&reset), Arc::clone(&power_off));
-        Ok(Self { serial, console, disks, locks, taps, reset, power_off, lines })
+        Ok(Self { serial, console, disks, locks, taps, reset, power_off, lines, told: None })
     }
 
     /// Forgets what the guest of the machine before did to its lines.
@@ -233,6 +237,7 @@ pub struct DeviceSet {
     generation: Arc<Mutex<VmGenId>>,
     virtio: Vec<Arc<Mutex<dyn MmioDevice>>>,
     nets: Vec<Arc<Mutex<MmioTransport<Net>>>>,
+    balloon: Option<Arc<Mutex<MmioTransport<Balloon>>>>,
     disks: Vec<File>,
     disk_requests: Vec<DiskActivity>,
     locks: Arc<DiskLocks>,
@@ -294,8 +299,20 @@ impl DeviceSet {
         parts.push(part(generation.clone(), 0));
         let (virtio, nets, disks, facts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let locks = Arc::clone(&plugs.locks);
-        let (disk_requests, sources): (_, Vec<Source>) = (Vec::new(), vec![serial]);
-        let set = Self { pm, generation, virtio, nets, disks, disk_requests, locks, sources, parts, facts };
+        let (disk_requests, balloon, sources): (_, _, Vec<Source>) = (Vec::new(), None, vec![serial]);
+        let set = Self {
+            pm,
+            generation,
+            virtio,
+            nets,
+            balloon,
+            disks,
+            disk_requests,
+            locks,
+            sources,
+            parts,
+            facts,
+        };
         let mut builder = Builder { vm, ram, behind, set, bus };
         for (device, slot) in config.virtio_slots() {
             builder.add(device, slot, config, plugs)?;
@@ -390,6 +407,17 @@ impl DeviceSet {
         }
     }
 
+    /// How large the balloon is; none: there is none.
+    pub fn balloon(&self) -> Option<BalloonSize> {
+        self.balloon.as_ref().map(|balloon| lock(balloon).device().size())
+    }
+
+    /// Asks the guest for so many pages. False: there is no balloon.
+    pub fn set_balloon(&self, pages: u32) -> bool {
+        let balloon = self.balloon.as_ref();
+        balloon.inspect(|balloon| lock(balloon).reconfigure(|balloon| balloon.want(pages))).is_some()
+    }
+
     /// The interfaces' addresses, which a guest that came brought along.
     pub fn macs(&self) -> Vec<[u8; 6]> {
         self.nets.iter().map(|net| lock(net).device().mac()).collect()
@@ -458,7 +486,9 @@ impl Builder<'_> {
             }
             VirtioDevice::Balloon => {
                 self.fact("virtio-balloon", 0, "free page reporting".to_owned(), false);
-                self.virtio("virtio-balloon", Balloon::new(self.behind.reclaimer()), 0, slot)?;
+                let air = Air::new(self.behind.reclaimer(), config.memory_bytes, plugs.told.clone());
+                let balloon = self.virtio("virtio-balloon", Balloon::new(Arc::new(air)), 0, slot)?;
+                self.set.balloon = Some(balloon);
             }
             VirtioDevice::Disk(index) => {
                 let (Some(disk), Some(file)) = (config.disks.get(index), plugs.disks.get(index)) else {

@@ -1,8 +1,10 @@
-//! The balloon (virtio 1.2, section 5.5), for one thing: the guest tells which of its memory is free
-//! (VIRTIO_BALLOON_F_REPORTING), and the host takes it. What was taken reads as zero, costs the host nothing, and is
-//! neither read nor sent by a migration.
+//! The balloon (virtio 1.2, section 5.5): the guest gives memory to the host, which it doesn't need or is asked for. What was
+//! taken reads as zero, costs the host nothing, and is neither read nor sent by a migration.
 //!
-//! The balloon itself is never asked to grow; what a driver puts into it all the same is taken as well.
+//! ```text
+//! free page reporting   the guest tells by itself what is free, and takes it again without a word
+//! inflate, deflate      the host asks for so many pages; the guest says which, and how many it has given (`actual`)
+//! ```
 
 use std::fmt;
 use std::io;
@@ -21,6 +23,8 @@ const INFLATE: usize = 0;
 const REPORTING: usize = 2;
 /// Unit of the balloon's page numbers.
 const PAGE_BYTES: usize = 4096;
+/// Where the driver writes how much it has given.
+const GIVEN_OFFSET: usize = 4;
 /// Page numbers that are read at once.
 const NUMBERS_MAX: usize = 256;
 
@@ -29,6 +33,10 @@ record! {
     pub struct BalloonV1 = "virtio-balloon" 1 {
         /// Registers and queues.
         [1] transport: VirtioMmioV1,
+        /// Pages that the host wants; absent: none. A guest can tell, so a reader must know it.
+        [2] wanted_pages: Option<u32>,
+        /// Pages that the driver says it has given; absent: none.
+        [3] given_pages: Option<u32>,
     }
 }
 
@@ -37,12 +45,26 @@ record! {
 pub trait Reclaim: Send + Sync {
     /// The guest has given back `range`.
     fn take(&self, ram: &GuestRam, range: Segment);
+
+    /// The driver says how large the balloon is now.
+    fn resized(&self, size: BalloonSize) {
+        let _ = size;
+    }
+}
+
+/// How large a balloon is, in pages of 4096 bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BalloonSize {
+    /// As the host wants it.
+    pub wanted_pages: u32,
+    /// As the driver says that it is: the guest may claim anything.
+    pub given_pages: u32,
 }
 
 /// A balloon.
 pub struct Balloon {
     reclaim: Arc<dyn Reclaim>,
-    /// Wanted and present size: nothing.
+    /// `num_pages` and `actual` of `struct virtio_balloon_config`.
     config: [u8; 8],
 }
 
@@ -56,6 +78,24 @@ impl Balloon {
     /// A balloon whose air `reclaim` gets.
     pub fn new(reclaim: Arc<dyn Reclaim>) -> Self {
         Self { reclaim, config: [0; 8] }
+    }
+
+    /// How large it is.
+    pub fn size(&self) -> BalloonSize {
+        let [w0, w1, w2, w3, g0, g1, g2, g3] = self.config;
+        let [wanted_pages, given_pages] = [[w0, w1, w2, w3], [g0, g1, g2, g3]].map(u32::from_le_bytes);
+        BalloonSize { wanted_pages, given_pages }
+    }
+
+    /// Asks for another size; the transport's `reconfigure` tells the driver.
+    pub fn want(&mut self, pages: u32) {
+        self.set(BalloonSize { wanted_pages: pages, ..self.size() });
+    }
+
+    fn set(&mut self, size: BalloonSize) {
+        let BalloonSize { wanted_pages, given_pages } = size;
+        let bytes = [wanted_pages, given_pages].map(u32::to_le_bytes);
+        self.config.iter_mut().zip(bytes.as_flattened()).for_each(|(place, byte)| *place = *byte);
     }
 
     /// Takes the pages whose numbers the driver has written.
@@ -84,12 +124,25 @@ impl VirtioDevice for Balloon {
         &self.config
     }
 
+    fn write_config(&mut self, offset: usize, bytes: &[u8]) {
+        // The rest is the host's.
+        if offset < GIVEN_OFFSET {
+            return;
+        }
+        let places = self.config.iter_mut().skip(offset);
+        places.zip(bytes).for_each(|(place, byte)| *place = *byte);
+        self.reclaim.resized(self.size());
+    }
+
     fn activate(&mut self, _features: u64) -> io::Result<()> {
         Ok(())
     }
 
     fn reset(&mut self) {
+        let size = BalloonSize { given_pages: 0, ..self.size() };
         let Self { reclaim: _, config: _ } = self;
+        // The driver begins with nothing in it, and what the host wants stays.
+        self.set(size);
     }
 
     fn process_queue(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
@@ -111,7 +164,10 @@ impl VirtioDevice for Balloon {
 
     fn save(&self, transport: VirtioMmioV1) -> BalloonV1 {
         let Self { reclaim: _, config: _ } = self;
-        BalloonV1 { transport }
+        let BalloonSize { wanted_pages, given_pages } = self.size();
+        let [wanted_pages, given_pages] =
+            [wanted_pages, given_pages].map(|pages| (pages > 0).then_some(pages));
+        BalloonV1 { transport, wanted_pages, given_pages }
     }
 
     fn transport(saved: &BalloonV1) -> &VirtioMmioV1 {
@@ -123,7 +179,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn restore(&mut self, saved: &BalloonV1) {
-        let BalloonV1 { transport: _ } = saved;
+        let BalloonV1 { transport: _, wanted_pages, given_pages } = saved;
+        let [wanted_pages, given_pages] = [wanted_pages, given_pages].map(|pages| pages.unwrap_or(0));
+        self.set(BalloonSize { wanted_pages, given_pages });
     }
 }
 
@@ -133,13 +191,18 @@ mod tests {
 
     use super::super::testing::{ALL_FEATURES, DATA, Driver};
     use super::*;
+    use crate::{BusDevice, Stateful};
 
     #[derive(Default)]
-    struct Taken(Mutex<Vec<(u64, usize)>>);
+    struct Taken(Mutex<Vec<(u64, usize)>>, Mutex<Vec<BalloonSize>>);
 
     impl Reclaim for Taken {
         fn take(&self, _: &GuestRam, range: Segment) {
             self.0.lock().unwrap().push((range.address.0, range.bytes));
+        }
+
+        fn resized(&self, size: BalloonSize) {
+            self.1.lock().unwrap().push(size);
         }
     }
 
@@ -156,5 +219,39 @@ mod tests {
         driver.wait_used(INFLATE, 1);
         let all = taken.0.lock().unwrap().clone();
         assert_eq!(all, [(0x20_0000, 0x10_0000), (0x3f_0000, 0x1000), (0x5_5000, 4096), (0x7000, 4096)]);
+    }
+
+    const CONFIG: u64 = 0x100;
+
+    #[test]
+    fn the_host_asks_the_guest_answers_and_both_go_along() {
+        let taken = Arc::new(Taken::default());
+        let mut driver = Driver::started(Balloon::new(taken.clone()), ALL_FEATURES);
+        while driver.interrupted() {}
+        driver.transport.reconfigure(|balloon| balloon.want(300));
+        assert!(driver.interrupted());
+        assert_eq!((driver.read(CONFIG), driver.read(CONFIG + 4)), (300, 0));
+        driver.write(CONFIG + 4, 256);
+        let size = BalloonSize { wanted_pages: 300, given_pages: 256 };
+        assert_eq!(*taken.1.lock().unwrap(), [size]);
+        // What the host wants isn't the driver's to change, and there is nothing behind.
+        for (offset, bytes) in
+            [(0, &[9u8; 4][..]), (2, &[9; 4]), (8, &[9; 4]), (6, &[0; 8]), (u64::MAX - 0x100, &[1])]
+        {
+            driver.transport.write(CONFIG + offset, bytes);
+        }
+        assert_eq!(driver.transport.device().size(), size);
+
+        let saved = driver.transport.save();
+        assert_eq!((saved.wanted_pages, saved.given_pages), (Some(300), Some(256)));
+        let mut moved = driver.moved_to(Balloon::new(taken));
+        moved.transport.check(&saved).unwrap();
+        moved.transport.restore(saved).unwrap();
+        assert_eq!((moved.read(CONFIG), moved.read(CONFIG + 4)), (300, 256));
+        // A driver that begins anew has given nothing.
+        moved.write(0x70, 0);
+        let size = BalloonSize { wanted_pages: 300, given_pages: 0 };
+        assert_eq!(moved.transport.device().size(), size);
+        assert_eq!(Balloon::new(Arc::new(Taken::default())).size(), BalloonSize::default());
     }
 }

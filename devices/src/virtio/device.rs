@@ -20,8 +20,12 @@ pub trait VirtioDevice: Send + 'static {
 
     /// Device-specific feature bits. The transport adds those of virtio itself.
     fn features(&self) -> u64;
-    /// Configuration space, read-only for the driver.
+    /// Configuration space.
     fn config(&self) -> &[u8];
+    /// The driver has written its configuration space, where it may write at all; bytes outside of it have been cut off.
+    fn write_config(&mut self, offset: usize, bytes: &[u8]) {
+        let _ = (offset, bytes);
+    }
     /// The driver is ready and has agreed to `features`; called again after a restore.
     fn activate(&mut self, features: u64) -> io::Result<()>;
     /// Back to power-on. On return, nothing touches guest memory any more, and what was under way is forgotten.

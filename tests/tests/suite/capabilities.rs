@@ -27,9 +27,10 @@ fn what_is_listed_is_what_migrate_does() {
     }
     let (source, destination) = Tern::pulse(WORDS).start_pair(Incoming::Unix);
     source.wait_beats(1, 2);
+    let uri = destination.uri();
     let shown = capabilities(&source, &[]);
     assert!(shown.contains("compress=zstd") && shown.contains("-> file: "), "{shown}");
-    let answer: Value = serde_json::from_str(&capabilities(&source, &[destination.uri(), "--json"])).unwrap();
+    let answer: Value = serde_json::from_str(&capabilities(&source, &[uri.as_str(), "--json"])).unwrap();
     let peer = &answer["peer"];
     assert_eq!(
         (&peer["channels"], &peer["proof"], &peer["known_pages"]),
@@ -46,8 +47,8 @@ fn what_is_listed_is_what_migrate_does() {
     // Each that is refused, with its reason.
     let mut here = source.qmp();
     for (uri, list, parameters) in [
-        (destination.uri(), &answer["to_peer"], json!({ "dirty-log": "ring" })),
-        (destination.uri(), &answer["to_peer"], json!({ "decompress-threads": 2 })),
+        (uri.as_str(), &answer["to_peer"], json!({ "dirty-log": "ring" })),
+        (uri.as_str(), &answer["to_peer"], json!({ "decompress-threads": 2 })),
         ("file:/nowhere/a", &answer["to_file"], json!({ "channels": 2 })),
         ("file:/nowhere/a", &answer["to_file"], json!({ "postcopy": "manual" })),
     ] {

@@ -90,6 +90,9 @@ enum Command {
     /// Print the machine's figures for Prometheus
     #[command(after_help = vm::METRICS_EXAMPLES)]
     Metrics(vm::ControlArgs),
+    /// Ask the guest to make do with less memory, or give it back
+    #[command(after_help = vm::BALLOON_EXAMPLES)]
+    Balloon(vm::BalloonArgs),
     /// Stop the vCPUs; memory and devices stay as they are
     #[command(after_help = "Example:\n  tern pause --control /tmp/a.sock")]
     Pause(vm::ControlArgs),
@@ -200,6 +203,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Capabilities(args) => capabilities::run(&args),
         Command::Status(args) => vm::status(&args),
         Command::Metrics(args) => vm::metrics(&args),
+        Command::Balloon(args) => vm::balloon(&args),
         Command::Pause(args) => vm::simple(&args, "stop"),
         Command::Resume(args) => vm::simple(&args, "cont"),
         Command::Cancel(args) => vm::simple(&args, "migrate_cancel"),

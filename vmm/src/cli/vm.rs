@@ -64,6 +64,44 @@ pub(super) fn simple(args: &ControlArgs, command: &str) -> Result<Exit, Failure>
     Ok(Exit::Success)
 }
 
+pub(super) const BALLOON_EXAMPLES: &str = "\
+Examples:
+  tern balloon --control /tmp/a.sock
+  tern balloon --control /tmp/a.sock 512M
+
+What the guest gives back reads as zero, is the host's, and isn't sent when the guest moves; what was asked for goes along \
+with it. A machine that starts anew has all of its memory again.";
+
+#[derive(Debug, Args)]
+pub struct BalloonArgs {
+    #[command(flatten)]
+    control: ControlArgs,
+    /// How much of its memory the guest shall make do with; without it, show how much it has
+    #[arg(value_name = "SIZE")]
+    size: Option<ByteSize>,
+    /// As JSON
+    #[arg(long, conflicts_with = "size")]
+    json: bool,
+}
+
+pub(super) fn balloon(args: &BalloonArgs) -> Result<Exit, Failure> {
+    let mut client = args.control.connect()?;
+    if let Some(ByteSize(bytes)) = args.size {
+        client.execute("balloon", json!({ "value": bytes }))?;
+        return Ok(Exit::Success);
+    }
+    let answer = client.execute("query-balloon", json!({}))?;
+    if args.json {
+        return print_json(&answer);
+    }
+    let size = |key: &str| ByteSize(answer[key].as_u64().unwrap_or(0));
+    print(&format!(
+        "the guest has {} of its memory, and was asked to make do with {}\n",
+        size("actual"),
+        size("wanted")
+    ))
+}
+
 pub(super) fn metrics(args: &ControlArgs) -> Result<Exit, Failure> {
     let answer = args.connect()?.execute("query-metrics", json!({}))?;
     print(answer["text"].as_str().unwrap_or_default())

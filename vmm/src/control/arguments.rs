@@ -9,6 +9,8 @@ use super::CommandError;
 pub enum Kind {
     /// A string.
     Text,
+    /// A whole number, not negative.
+    Number,
     /// One of these strings.
     Choice(&'static [&'static str]),
     /// An object of parameters by name.
@@ -24,6 +26,7 @@ impl Kind {
     pub fn name(self) -> String {
         match self {
             Self::Text => "string".to_owned(),
+            Self::Number => "number".to_owned(),
             Self::Choice(choices) => choices.join("|"),
             Self::Parameters => "object".to_owned(),
             Self::Capabilities => "list of names".to_owned(),
@@ -34,6 +37,7 @@ impl Kind {
     fn fits(self, value: &Value) -> bool {
         match self {
             Self::Text => value.is_string(),
+            Self::Number => value.is_u64(),
             Self::Choice(choices) => value.as_str().is_some_and(|text| choices.contains(&text)),
             Self::Parameters => value.is_object(),
             Self::Capabilities => value.as_array().is_some_and(|list| list.iter().all(is_capability)),
@@ -107,6 +111,11 @@ impl Arguments {
     /// A string; empty where it was left out.
     pub fn text(&self, name: &str) -> &str {
         self.values.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// A number; 0 where it was left out.
+    pub fn number(&self, name: &str) -> u64 {
+        self.values.get(name).and_then(Value::as_u64).unwrap_or(0)
     }
 
     /// An object; empty where it was left out.

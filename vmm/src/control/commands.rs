@@ -57,6 +57,12 @@ const STATE: Argument = Argument {
     required: false,
     help: "the status in which it waits; there is no other",
 };
+const VALUE: Argument = Argument {
+    name: "value",
+    kind: Kind::Number,
+    required: true,
+    help: "bytes of memory that the guest shall have; all of it, if that is less",
+};
 const DESTINATION: Argument = Argument {
     name: "uri",
     kind: Kind::Text,
@@ -68,6 +74,13 @@ const ENABLE: Argument =
 
 /// All commands, by name.
 pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "balloon",
+        help: "Asks the guest to make do with less of its memory, or gives it back; BALLOON_CHANGE tells how it goes.",
+        arguments: &[VALUE],
+        legal: ALIVE,
+        run: |vm, arguments| done(vm.balloon(arguments.number("value"))),
+    },
     Command {
         name: "closefd",
         help: "Closes a descriptor that `getfd` has kept.",
@@ -183,6 +196,13 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[ENABLE],
         legal: ANY,
         run: |_, _| Err(CommandError::new(ErrorCode::UnknownCommand, "the negotiation is already complete")),
+    },
+    Command {
+        name: "query-balloon",
+        help: "Shows how much of its memory the guest has, and what it was asked to make do with.",
+        arguments: &[],
+        legal: ANY,
+        run: |vm, _| vm.query_balloon(),
     },
     Command {
         name: "query-chardev",

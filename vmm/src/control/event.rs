@@ -39,6 +39,11 @@ pub enum Event {
         /// `query-migrate-check`'s `status`: `completed`, `failed` or `cancelled`.
         status: &'static str,
     },
+    /// The guest has given memory, or taken it back.
+    BalloonChange {
+        /// What it has now.
+        actual_bytes: u64,
+    },
     /// A new round of pre-copy begins, counted from 1.
     MigrationPass {
         /// Its number.
@@ -57,6 +62,7 @@ impl Event {
             Self::Migration { .. } => "MIGRATION",
             Self::MigrationCheck { .. } => "MIGRATION_CHECK",
             Self::MigrationPass { .. } => "MIGRATION_PASS",
+            Self::BalloonChange { .. } => "BALLOON_CHANGE",
         }
     }
 
@@ -71,6 +77,7 @@ impl Event {
             Self::Migration { status } => Some(json!({ "status": status })),
             Self::MigrationCheck { status } => Some(json!({ "status": status })),
             Self::MigrationPass { pass } => Some(json!({ "pass": pass })),
+            Self::BalloonChange { actual_bytes } => Some(json!({ "actual": actual_bytes })),
         }
     }
 }

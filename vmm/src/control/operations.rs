@@ -171,6 +171,10 @@ pub trait Operations: Send {
     fn quit(&mut self) -> Result<(), CommandError>;
     /// Starts the machine anew.
     fn reset(&mut self) -> Result<(), CommandError>;
+    /// `query-balloon`: what the guest has of its memory, and what it was asked to make do with.
+    fn query_balloon(&self) -> Result<Value, CommandError>;
+    /// Asks the guest to make do with so much of its memory.
+    fn balloon(&mut self, left_bytes: u64) -> Result<(), CommandError>;
     /// Presses the ACPI power button.
     fn powerdown(&mut self) -> Result<(), CommandError>;
     /// Starts a migration in a thread of its own.

@@ -71,6 +71,14 @@ impl Operations for FakeMachine {
         self.note("reset")
     }
 
+    fn query_balloon(&self) -> Result<Value, CommandError> {
+        Ok(json!({ "actual": 1 << 30 }))
+    }
+
+    fn balloon(&mut self, left_bytes: u64) -> Result<(), CommandError> {
+        self.note(format!("balloon {left_bytes}"))
+    }
+
     fn powerdown(&mut self) -> Result<(), CommandError> {
         self.note("powerdown")
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tern_migration::config::{ConfigError, PARAMETERS, Parameter};
 use tern_migration::{Parameters, Report, Side, Status, query_migrate};
 
+use crate::balloon;
 use crate::config::SerialConfig;
 use crate::control::{
     CommandError, ControlServer, CpuFacts, Event, EventQueue, ListeningSocket, MachineFacts, MigrateRequest,
@@ -107,6 +108,23 @@ impl Machine {
         answer
     }
 
+    fn query_balloon(&self) -> Result<Value, CommandError> {
+        let size = self.core.devices().balloon().ok_or_else(no_balloon)?;
+        let left = |pages| balloon::left_bytes(self.config.memory_bytes, pages);
+        Ok(json!({ "actual": left(size.given_pages), "wanted": left(size.wanted_pages) }))
+    }
+
+    /// Not while the guest moves: its devices' state may be on its way already.
+    fn balloon(&mut self, left_bytes: u64) -> Result<(), CommandError> {
+        if self.vm.is_none() {
+            return Err(CommandError::illegal(
+                "the guest is on its way: wait for the migration, or cancel it",
+            ));
+        }
+        let pages = balloon::pages_for(self.config.memory_bytes, left_bytes);
+        if self.core.devices().set_balloon(pages) { Ok(()) } else { Err(no_balloon()) }
+    }
+
     fn set_parameters(&mut self, changes: &ParameterValues) -> Result<(), CommandError> {
         let invalid = |error: ConfigError| CommandError::invalid(error.to_string());
         let running = self.attempt.as_ref().filter(|attempt| attempt.running);
@@ -129,6 +147,10 @@ impl Machine {
             )),
         }
     }
+}
+
+fn no_balloon() -> CommandError {
+    CommandError::illegal("this machine has no balloon: start it with --balloon")
 }
 
 /// A source's attempt has begun when `migrate` has returned, before its thread says so: a client must not take
@@ -190,6 +212,14 @@ impl Operations for Handle {
         machine.sink.post(Event::Reset { guest: false });
         machine.start_anew();
         Ok(())
+    }
+
+    fn query_balloon(&self) -> Result<Value, CommandError> {
+        self.lock().query_balloon()
+    }
+
+    fn balloon(&mut self, left_bytes: u64) -> Result<(), CommandError> {
+        self.lock().balloon(left_bytes)
     }
 
     fn powerdown(&mut self) -> Result<(), CommandError> {

@@ -100,7 +100,8 @@ impl Machine {
             RunError::Incoming { uri: "parameters".to_owned(), reason: error.to_string() }
         })?;
         let opened = opening::host()?;
-        let ends = opening::ends(&config)?;
+        let mut ends = opening::ends(&config)?;
+        ends.plugs.told = Some(sink.clone());
         let host = Arc::new(opened.host);
         let backing = backing.map_or_else(|| fresh_memory(&config), Ok)?;
         let vm = build(&host, &config, &backing, &ends.plugs, &sink, &notices, 0)?;

@@ -182,9 +182,13 @@ impl<D: VirtioDevice> BusDevice for MmioTransport<D> {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let (Ok(register), Ok(bytes)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else { return };
-        // Beyond the registers is the configuration space, which drivers of these devices don't write.
-        if register < VIRTIO_MMIO_CONFIG {
+        if let Some(at) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
+            let config =
+                usize::try_from(at).ok().and_then(|at| Some((at, self.device.config().get(at..)?.len())));
+            if let Some((at, room)) = config {
+                self.device.write_config(at, data.get(..room).unwrap_or(data));
+            }
+        } else if let (Ok(register), Ok(bytes)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
             self.write_register(register, u32::from_le_bytes(bytes));
         }
     }
