@@ -152,7 +152,8 @@ fn wrong_parameters_are_named_and_change_nothing() {
     // A destination has capabilities of its own, until its guest has come.
     let quiet = json!([{ "capability": "events", "state": false }]);
     there.execute("migrate-set-parameters", json!({ "capabilities": quiet }));
-    assert_eq!(there.execute("query-migrate-capabilities", json!({}))[0], quiet[0]);
+    let first = &there.execute("query-migrate-capabilities", json!({}))[0];
+    assert_eq!((&first["capability"], &first["state"]), (&quiet[0]["capability"], &quiet[0]["state"]));
     tern_tests::migrate(&source, &destination);
     assert_eq!(there.execute("query-migrate-capabilities", json!({}))[0]["state"], true);
 }
