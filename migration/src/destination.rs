@@ -256,7 +256,11 @@ impl<V: DestinationVm> Attempt<V> {
                 let arrival = Some(arrival.go_on(self.report, Some(self.wire), further));
                 return Ok(Received { vm: self.vm, running, settled: true, arrival });
             }
-            Err(error) => self.wire.last_words(error),
+            Err(error) => {
+                let arriving = self.arriving.as_ref().filter(|_| channels::is_halted(&error));
+                let cause = arriving.and_then(|arriving| arriving.arrival.check().err());
+                self.wire.last_words(cause.unwrap_or(error))
+            }
         };
         let cancelled = matches!(error, MigrationError::Cancelled);
         if !self.handover.state.is_over() {

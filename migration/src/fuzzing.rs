@@ -1,13 +1,24 @@
 //! Private parsers, each as a function that says whether it took the bytes. For the fuzz targets alone; the
 //! larger parts are driven through the crate's own API.
 
-use crate::ram::compress::{self, GROUP_PAGES_MAX, METHODS};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::dirty::DirtyBitmap;
+use crate::pager::Content;
+use crate::postcopy::batch::{self, Unpacker};
+use crate::postcopy::request;
+use crate::ram::compress::{self, GROUP_PAGES_MAX, METHODS, Method};
+use crate::ram::job::Job;
 use crate::ram::xbzrle::{self, Encoded};
-use crate::vm::PAGE_BYTES;
+use crate::ram::{Compression, ENCODINGS_MASK, Encoder, Outgoing, RamView};
+use crate::vm::{GuestRam, PAGE_BYTES};
 use crate::wire::{
-    Agreed, Commit, Failed, HEADER_BYTES, Header, Hello, Offer, Prepared, Refused, RoundEnd, Running,
+    Agreed, Commit, Failed, HEADER_BYTES, Header, Hello, Offer, PageSetReader, Prepared, Refused, RoundEnd,
+    Running, encode_page_set,
 };
 use tern_schema::{Record, decode_record, encode_record};
+use vm_memory::{Bytes, GuestAddress};
 
 /// The hash of a whole encoded state, as a file's index has it.
 pub fn state_hash(bytes: &[u8]) -> u64 {
@@ -108,6 +119,101 @@ pub fn block(method: &str, bytes: &[u8]) -> bool {
         assert!(result.is_ok() && back == pages, "{}: {result:?}", method.name);
     }
     true
+}
+
+/// Pages of the regions of which some are missing.
+const MISSING_PAGES: [u64; 2] = [70, 100];
+
+fn missing() -> DirtyBitmap {
+    let (mut missing, mut there) = (DirtyBitmap::new(MISSING_PAGES), DirtyBitmap::new(MISSING_PAGES));
+    missing.set_all();
+    (0..9).for_each(|page| there.set(1, page * 11));
+    missing.remove(&there);
+    missing
+}
+
+/// A frame of the pages that are missing in post-copy. What is taken must come back, and lie within memory.
+pub fn page_set(bytes: &[u8]) -> bool {
+    let read = |frames: &[&[u8]]| {
+        let mut reader = PageSetReader::new(MISSING_PAGES);
+        frames.iter().try_for_each(|frame| reader.read(frame)).map(|()| reader.finish())
+    };
+    let Ok(set) = read(&[bytes]) else { return false };
+    let frames = encode_page_set(&set);
+    let again = read(&frames.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    assert!(again.is_ok_and(|again| again == set), "a set of pages changed");
+    true
+}
+
+/// Such frames.
+pub fn page_sets() -> Vec<Vec<u8>> {
+    let mut few = DirtyBitmap::new(MISSING_PAGES);
+    [(0, 3), (0, 69), (1, 64)].into_iter().for_each(|(region, page)| few.set(region, page));
+    [missing(), few].iter().flat_map(encode_page_set).collect()
+}
+
+/// Questions for pages in post-copy. All that is asked for must be missing.
+pub fn request(bytes: &[u8]) -> bool {
+    let missing = missing();
+    let Ok(pages) = request::read(bytes, &missing) else { return false };
+    assert!(!pages.is_empty() && pages.iter().all(|(region, page)| missing.get((*region).into(), *page)));
+    true
+}
+
+/// Such questions.
+pub fn requests() -> Vec<Vec<u8>> {
+    let question = |pages: &[(usize, u64)]| {
+        let mut out = Vec::new();
+        pages.iter().for_each(|(region, page)| request::fill(*region, *page, &mut out));
+        out
+    };
+    vec![question(&[(0, 69)]), question(&[(1, 1), (1, 98), (0, 0)])]
+}
+
+fn guest() -> Option<Arc<RamView>> {
+    let ranges = [(GuestAddress(0), 70 << 12), (GuestAddress(1 << 30), 100 << 12)];
+    let ram = GuestRam::from_ranges(&ranges).ok()?;
+    for number in (0..60).filter(|number| number % 4 != 1) {
+        ram.write_slice(&page(number), GuestAddress(number as u64 * PAGE_BYTES)).ok()?;
+    }
+    Some(Arc::new(RamView::new(&ram)))
+}
+
+/// A frame of pages in post-copy, behind its checksum. What is to be placed must be missing, and each page have all of its
+/// content.
+pub fn page_in(bytes: &[u8]) -> bool {
+    let (Some(ram), missing) = (guest(), Arc::new(missing())) else { return false };
+    let mut unpacker = Unpacker::new(&ram, &missing, ENCODINGS_MASK, None);
+    let Ok(runs) = unpacker.unpack(bytes) else { return false };
+    for run in runs {
+        assert!(run.pages.clone().all(|page| missing.get(run.region, page)), "{run:?} isn't missing");
+        if let Content::Bytes(content) = unpacker.content(bytes, &run) {
+            let pages = run.pages.end - run.pages.start;
+            assert!(content.len() as u64 == pages * PAGE_BYTES, "{run:?} has {} bytes", content.len());
+        }
+    }
+    true
+}
+
+/// Such frames: in each encoding, and as they are.
+pub fn page_ins() -> Vec<Vec<u8>> {
+    let frame = |method: Option<&'static Method>| {
+        let outgoing = Arc::new(Outgoing {
+            ram: guest()?,
+            proof: None,
+            cache: None,
+            overflows: AtomicU64::new(0),
+            known: None,
+            compression: method.map(|method| Compression::Fixed(method, method.default_level)),
+        });
+        let (mut encoder, mut job, mut out) = (Encoder::new(&outgoing).ok()?, Job::default(), Vec::new());
+        (0..6).chain(20..22).for_each(|page| job.add(0, page));
+        job.add(1, 4);
+        encoder.encode(&job).ok()?;
+        batch::fill(0, &encoder.batch().ok()?, &mut out);
+        Some(out)
+    };
+    METHODS.iter().map(Some).chain([None]).filter_map(frame).collect()
 }
 
 /// Blocks of this build's: one page, four, and sixteen.

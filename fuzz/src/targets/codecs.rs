@@ -1,5 +1,5 @@
 //! What a page's content is written as: deltas and compressed blocks. How they come in a batch is the business of
-//! target `pages`.
+//! target `pages`; in post-copy, of those here.
 
 use tern_migration::fuzzing;
 
@@ -25,5 +25,29 @@ pub(super) fn targets() -> Vec<Target> {
             move || fuzzing::blocks(method),
         )
     };
-    [delta].into_iter().chain(fuzzing::methods().map(block)).collect()
+    let postcopy = [
+        Target::new(
+            "postcopy-missing",
+            "the pages that are missing, as one frame",
+            (64 << 10, 4),
+            |bytes| Verdict::accepted(fuzzing::page_set(bytes)),
+            fuzzing::page_sets,
+        ),
+        Target::new(
+            "postcopy-request",
+            "a question for pages",
+            (64 << 10, 4),
+            |bytes| Verdict::accepted(fuzzing::request(bytes)),
+            fuzzing::requests,
+        ),
+        Target::new(
+            "postcopy-pages",
+            "pages that were missing, behind their checksum",
+            // Contexts of all methods, and a batch of groups.
+            (8 << 20, 64),
+            |bytes| Verdict::accepted(fuzzing::page_in(bytes)),
+            fuzzing::page_ins,
+        ),
+    ];
+    [delta].into_iter().chain(fuzzing::methods().map(block)).chain(postcopy).collect()
 }

@@ -12,6 +12,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::attending::{self, Watch};
 use super::life::{Life, Requests};
 use super::lobby::Gathered;
 use crate::channel::Acceptor;
@@ -44,6 +45,8 @@ enum Fate {
 pub struct Arrival {
     pub(super) shared: Arc<Shared>,
     thread: Option<Thread>,
+    /// Those that wait at further places.
+    more: Mutex<Vec<Thread>>,
 }
 
 /// What all threads of an arrival have.
@@ -69,6 +72,7 @@ pub(super) struct Shared {
     /// Present connections.
     pub(super) life: Mutex<Option<Life>>,
     pub(super) progress: Progress,
+    pub(super) watch: Mutex<Watch>,
 }
 
 /// How far it is.
@@ -132,8 +136,9 @@ impl Arrival {
             report: Mutex::default(),
             life: Mutex::default(),
             progress: Progress::default(),
+            watch: Mutex::default(),
         });
-        let arrival = Self { shared, thread: None };
+        let arrival = Self { shared, thread: None, more: Mutex::default() };
         let life = Life::start(&arrival.shared, urgent, control)?;
         *lock(&arrival.shared.life) = Some(life);
         Ok(arrival)
@@ -152,12 +157,27 @@ impl Arrival {
         }
         *fate = Fate::Committed;
         drop(fate);
-        let (shared, acceptor) = (Arc::clone(&self.shared), Arc::clone(acceptor));
-        let run = move || super::attending::attend(&shared, &acceptor);
-        let thread = self.shared.attending.spawn("arrival".to_owned(), run);
-        let thread = thread.map_err(|source| MigrationError::Thread { action: "be started", source })?;
-        self.thread = Some(thread);
+        self.thread = Some(self.attend(acceptor)?);
         Ok(true)
+    }
+
+    fn attend(&self, acceptor: &Arc<dyn Acceptor>) -> Result<Thread, MigrationError> {
+        let (shared, acceptor) = (Arc::clone(&self.shared), Arc::clone(acceptor));
+        let run = move || attending::attend(&shared, &acceptor);
+        let thread = self.shared.attending.spawn("arrival".to_owned(), run);
+        thread.map_err(|source| MigrationError::Thread { action: "be started", source })
+    }
+
+    /// Waits for the source there as well (`migrate-recover`), until all is here.
+    ///
+    /// # Errors
+    /// Only one connection can be made there, or no thread can be had.
+    pub fn listen_at(&self, acceptor: &Arc<dyn Acceptor>) -> Result<(), MigrationError> {
+        if let Some(reason) = acceptor.only_one() {
+            return Err(MigrationError::NoPostcopy { reason });
+        }
+        lock(&self.more).push(self.attend(acceptor)?);
+        Ok(())
     }
 
     /// The attempt is over and the guest is here: the rest comes over these connections, if they are whole.
@@ -176,13 +196,6 @@ impl Arrival {
         drop(life);
         self.shared.set_status(status, None);
         self
-    }
-
-    /// Waits until all of the guest's memory is here and the source knows it, for tests and for who has nothing else to do.
-    pub fn wait(mut self) {
-        if let Some(thread) = self.thread.take() {
-            thread.join();
-        }
     }
 
     /// Breaks the connections on purpose (`migrate-pause`): the source makes new ones. False: there are none.
@@ -210,9 +223,8 @@ impl Drop for Arrival {
         if fate != Fate::Committed {
             self.shared.release();
         }
-        if let Some(thread) = self.thread.take() {
-            thread.join();
-        }
+        let more = std::mem::take(&mut *lock(&self.more));
+        self.thread.take().into_iter().chain(more).for_each(Thread::join);
         // Why they end is known.
         let _ = self.shared.part();
     }

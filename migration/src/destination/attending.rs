@@ -1,7 +1,7 @@
 //! Where an arrival waits for its source: a connection that breaks is made anew by the source, whichever side has noticed.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::arrival::Shared;
@@ -16,41 +16,41 @@ use crate::wire::{FLAG_LAST, FrameType, Peer, Purpose, Wire, encode_page_set, gr
 /// The report is kept fresh so often, and a break is noticed by a person within this.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Looks after an arrival until the source knows that all is here, or it is called off.
+/// Looks after an arrival until the source knows that all is here, or it is called off. Several threads may, each where
+/// somebody can come.
 pub(super) fn attend(shared: &Arc<Shared>, acceptor: &Arc<dyn Acceptor>) {
-    let mut watch = Watch { shared, broken_us: None, complete: false };
+    let look = || shared.watch().look(shared);
     let mut lobby = Lobby::new(&**acceptor, &shared.attending, Some(LOOK_EVERY));
-    loop {
-        if watch.look() {
-            return;
-        }
+    while !look() {
         match lobby.next(None) {
-            Ok(Some(connection)) => watch.hear(connection, &**acceptor),
+            Ok(Some(connection)) => shared.watch().hear(shared, connection, &**acceptor),
             Ok(None) => {}
-            // Nobody will come any more: what is there may still be enough.
             Err(MigrationError::Cancelled) => {
-                watch.look();
+                look();
                 return;
             }
+            // Nobody will come here any more: what is there may still be enough.
             Err(error) => {
                 shared.warn(format!("the source can't come again: {}", error.text()));
-                while shared.attending.pause(LOOK_EVERY).is_ok() && !watch.look() {}
+                while shared.attending.pause(LOOK_EVERY).is_ok() && !look() {}
+                look();
+                return;
             }
         }
     }
 }
 
-struct Watch<'s> {
-    shared: &'s Arc<Shared>,
+/// What was noticed last.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
     /// Since when nothing comes.
     broken_us: Option<u64>,
     complete: bool,
 }
 
-impl Watch<'_> {
+impl Watch {
     /// Notes what has changed. True: nothing is left to do.
-    fn look(&mut self) -> bool {
-        let shared = self.shared;
+    fn look(&mut self, shared: &Arc<Shared>) -> bool {
         let progress = &shared.progress;
         if progress.all_there.load(Ordering::SeqCst) && !self.complete {
             self.complete = true;
@@ -70,12 +70,12 @@ impl Watch<'_> {
     }
 
     /// Somebody has come.
-    fn hear(&mut self, connection: Connection, acceptor: &dyn Acceptor) {
+    fn hear(&mut self, shared: &Arc<Shared>, connection: Connection, acceptor: &dyn Acceptor) {
         let Ok(control) = Control::new(Side::Destination, Box::new(Unobserved)) else { return };
         let mut wire = Wire::new(connection, Side::Destination, &control);
-        match greet(&mut wire, &self.shared.register) {
-            Ok(peer) if peer.purpose == Purpose::Recover && peer.session == self.shared.session => {
-                self.recover(wire, &peer, acceptor, &control);
+        match greet(&mut wire, &shared.register) {
+            Ok(peer) if peer.purpose == Purpose::Recover && peer.session == shared.session => {
+                self.recover(shared, wire, &peer, acceptor, &control);
             }
             // His answer was in the hello.
             Ok(peer) if matches!(peer.purpose, Purpose::Inquiry | Purpose::Recover) => {}
@@ -84,8 +84,14 @@ impl Watch<'_> {
         }
     }
 
-    fn recover(&mut self, first: Wire, peer: &Peer, acceptor: &dyn Acceptor, control: &Arc<Control>) {
-        let shared = self.shared;
+    fn recover(
+        &mut self,
+        shared: &Arc<Shared>,
+        first: Wire,
+        peer: &Peer,
+        acceptor: &dyn Acceptor,
+        control: &Arc<Control>,
+    ) {
         let broken_us = *self.broken_us.get_or_insert_with(|| shared.control.now_us());
         // This side may not have noticed yet.
         let why = shared.part().err();
@@ -126,6 +132,11 @@ fn go_on(
 }
 
 impl Shared {
+    /// One source is heard at a time.
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Pages that have not come.
     fn lacking(&self) -> DirtyBitmap {
         let mut lacking = DirtyBitmap::new(self.ram.region_pages());

@@ -121,12 +121,8 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
         let ram = &self.shared.ram;
         let telling = self.telling.get_or_insert_with(|| PageSetReader::new(ram.region_pages()));
         telling.read(self.attempt.wire.payload())?;
-        if last && let Some(told) = self.telling.take() {
-            let missing = told.finish();
-            if let Some(proof) = &self.shared.proof {
-                proof.forget(&missing);
-            }
-            self.missing = Some(missing);
+        if last {
+            self.missing = self.telling.take().map(PageSetReader::finish);
         }
         Ok(())
     }
@@ -223,6 +219,10 @@ impl<'s, V: DestinationVm> Loading<'s, V> {
             let found = told.memory_proof.iter().chain(&told.state_proof).count() as u64;
             return Err(ProtocolError::Mismatch { frame, field, found, expected: 2 }.into());
         };
+        // What is to come counts when it comes. All threads have done with what came before.
+        if let Some(missing) = &self.missing {
+            proof.forget(missing);
+        }
         self.state_proof = told.state_proof;
         noted.stopped_hash_us = proof.spent_us().saturating_sub(noted.hash_us);
         (noted.hash_us, noted.memory) = (proof.spent_us(), Some(proof.sum()));

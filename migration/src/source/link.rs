@@ -16,7 +16,7 @@ use crate::channel::{Address, Connection, Connector, Security, Uri};
 use crate::config::LiveParameters;
 use crate::control::{Control, Unobserved};
 use crate::dirty::DirtyBitmap;
-use crate::error::{MigrationError, ProtocolError};
+use crate::error::{LinkError, MigrationError, ProtocolError};
 use crate::handover::Answer;
 use crate::ram::compress::{self, Method};
 use crate::ram::job::{Job, Moved};
@@ -425,9 +425,12 @@ impl Carrier for Link {
         let mut wire = self.main.wire();
         wire.ignore_cancel();
         wire.send(FrameType::Commit, commit, "handing the guest over")?;
+        if self.serving.is_some() {
+            // Who starts the guest may need a page: a break of the urgent connection is to be mended at once.
+            wire.heed_halt();
+        }
         let waiting = "waiting for the peer to say that the guest runs";
         let answer: Running = wire.expect(FrameType::Running, waiting)?;
-        wire.heed_halt();
         Ok(answer.resume_us)
     }
 
@@ -521,6 +524,9 @@ impl Carrier for Link {
     }
 
     fn last_words(&mut self, error: MigrationError) -> MigrationError {
+        let is_trace = matches!(error, MigrationError::Link(LinkError::Halted { .. }));
+        let cause = self.serving.as_ref().filter(|_| is_trace).and_then(Serving::fault);
+        let error = cause.unwrap_or(error);
         self.end();
         self.main.wire().last_words(error)
     }

@@ -181,6 +181,11 @@ impl Serving {
         Ok(false)
     }
 
+    /// Why the connections have broken, if they have.
+    pub(super) fn fault(&self) -> Option<MigrationError> {
+        self.life.as_ref()?.common.lines.check().err()
+    }
+
     /// Ends all connections, and waits for the threads.
     pub(super) fn part(&mut self) {
         self.life = None;

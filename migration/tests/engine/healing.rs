@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
-use tern_migration::channel::{Acceptor, Connection, Connector, Ready, Route};
+use tern_migration::channel::{Acceptor, Connection, Connector, Ready, Route, Security, Uri, listen};
 use tern_migration::destination::{Arrival, receive_with};
 use tern_migration::fake::{Direction, FakeVm, Fault, LogMode, Options, relay};
 use tern_migration::handover::{Register, Resolution};
@@ -15,7 +15,7 @@ use tern_migration::source::{Outcome, SourceEnd, migrate_by};
 use tern_migration::{Control, LiveParameters, MigrationError, PostcopyOrder, Side, Status};
 
 use crate::harness::{PATIENT, control, on_threads};
-use crate::postcopy::{Moved, assert_arrived, by, can_page, options, still};
+use crate::postcopy::{Moved, assert_arrived, by, can_page, options, still, until_over};
 
 /// Connections that can be cut; one of them suffers a fault.
 #[derive(Debug)]
@@ -130,11 +130,7 @@ fn run(
             if let Ok(received) = &mut ended {
                 let arrival = received.arrival.take().unwrap();
                 meanwhile(&Both { controls: &controls, cutter, vm: &received.vm, arrival: &arrival });
-                if controls[0].report().status == Status::Failed {
-                    drop(arrival);
-                } else {
-                    arrival.wait();
-                }
+                until_over(&controls[0], arrival);
             }
             ended
         });
@@ -321,4 +317,25 @@ fn a_copy_that_is_given_up_never_runs() {
     let (source, _) = given_up(Resolution::Discard);
     assert!(matches!(source.outcome, Outcome::Discarded), "{:?}", source.outcome);
     assert!(!source.vm.is_running());
+}
+
+#[test]
+fn both_go_on_at_another_address() {
+    if !can_page() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (options, live, cutter) = (big(), slow("at-once", 2), Cutter::new(NO_FAULT));
+    let moved = run(&options, &live, &cutter, |both| {
+        assert!(both.until(Status::PostcopyActive));
+        both.cutter.away.store(true, Ordering::SeqCst);
+        both.cutter.cut(0);
+        assert!(both.until(Status::PostcopyPaused));
+        let uri: Uri = format!("unix:{}", folder.path().join("again").display()).parse().unwrap();
+        both.arrival.listen_at(&listen(&uri, &Security::default()).unwrap()).unwrap();
+        both.controls[0].order(PostcopyOrder::Recover(uri));
+        assert!(both.until(Status::PostcopyActive));
+        unlimited(&live);
+    });
+    assert_arrived(&moved, "elsewhere");
 }
