@@ -29,7 +29,10 @@ impl Series {
 }
 
 fn given(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+    let text = std::env::var(name).ok()?;
+    let number: Result<u64, _> = text.parse();
+    assert!(number.is_ok(), "{name}={text}: {number:?}");
+    number.ok()
 }
 
 /// A guest that is moved on and on, and what it has printed where it was.
