@@ -1,7 +1,8 @@
 //! The virtual machine monitor: KVM, boot, machine and control.
 
-#![warn(clippy::print_stderr)]
 // They panic where the standard error can't be written; `cli::tell` doesn't.
+#![warn(clippy::print_stderr)]
+
 pub mod balloon;
 pub mod boot;
 pub mod bus;
