@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tern_tests::host::mounts_or_skip;
 use tern_tests::limit::wait_for;
-use tern_tests::{Incoming, Moved, PulseLog, Qmp, Tern, kvm_or_skip};
+use tern_tests::{Incoming, Moved, Proxy, PulseLog, Qmp, Tern, kvm_or_skip};
 
 /// Waits for the end on both sides, and checks what a post-copy must say of itself.
 fn completed(source: &mut Qmp, destination: &mut Qmp) -> Moved {
@@ -159,4 +159,113 @@ fn a_destination_that_may_not_use_userfaultfd_says_so_before_anything_moves() {
     tern_tests::migrate(&source, &destination);
     destination.wait_beats(1, 2);
     PulseLog::read(&(source.serial().text() + &destination.serial().text()));
+}
+
+/// A guest that needs its pages one after the other, for a long time: it goes on at the destination before a page was sent.
+fn begun(source: &Tern, uri: &str) -> Qmp {
+    source.wait_beats(1, 2);
+    let mut here = source.qmp();
+    let parameters = json!({ "postcopy": "at-once", "max-postcopy-bandwidth": 256 << 10 });
+    here.execute("migrate", json!({ "uri": uri, "parameters": parameters }));
+    here.wait_migrate(&["postcopy-active"]);
+    here
+}
+
+const SLOW: &str = "ws=32M rate=100 pattern=random bytes=64 content=random interval=50";
+
+fn healed(qmp: &mut Qmp) -> usize {
+    let answer = qmp.execute("query-migrate", json!({}));
+    assert_ne!(answer["status"], "completed", "it was over before the last cut: {answer:#}");
+    answer["report"]["postcopy"]["healing_us"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn fifty_cuts_in_one_migration_lose_no_page() {
+    const CUTS: usize = 50;
+    if !kvm_or_skip() {
+        return;
+    }
+    let (source, destination) = Tern::pulse(SLOW).start_pair(Incoming::Unix);
+    let proxy = Proxy::new(&destination.uri());
+    let mut here = begun(&source, &proxy.uri());
+    let mut there = destination.qmp();
+    for cut in 1..=CUTS {
+        // A cut in the middle of a recovery counts for both.
+        let before = healed(&mut here);
+        proxy.cut();
+        if cut % 5 == 0 {
+            proxy.cut();
+        }
+        wait_for("the connections after a cut", || (healed(&mut here) > before).then_some(()));
+    }
+    here.execute("migrate-set-parameters", json!({ "max-postcopy-bandwidth": 0 }));
+    let moved = completed(&mut here, &mut there);
+    let (from, to) = (&moved.source["report"]["postcopy"], &moved.destination["report"]["postcopy"]);
+    assert!(from["pauses"].as_u64() >= Some(CUTS as u64), "{from:#}");
+    assert!(to["healing_us"].as_array().map(Vec::len) >= Some(CUTS), "{to:#}");
+    destination.wait_beats(1, 3);
+    PulseLog::read(&(source.serial().text() + &destination.serial().text()));
+}
+
+#[test]
+fn a_person_pauses_it_at_either_side_and_it_goes_on_by_itself() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (source, destination) = Tern::pulse(SLOW).start_pair(Incoming::Tcp);
+    let mut here = begun(&source, &destination.uri());
+    let mut there = destination.qmp();
+    for side in [&source, &destination] {
+        let before = healed(&mut here);
+        side.qmp().execute("migrate-pause", json!({}));
+        wait_for("the connections after a pause", || (healed(&mut here) > before).then_some(()));
+    }
+    here.execute("migrate-set-parameters", json!({ "max-postcopy-bandwidth": 0 }));
+    completed(&mut here, &mut there);
+    destination.wait_beats(1, 3);
+    PulseLog::read(&(source.serial().text() + &destination.serial().text()));
+}
+
+const BROKEN: &[&str] = &["postcopy-paused", "postcopy-recover"];
+
+#[test]
+fn where_the_destination_is_killed_the_source_runs_the_guest_from_the_switch_if_a_person_says_so() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (source, mut destination) = Tern::pulse(SLOW).start_pair(Incoming::Unix);
+    let mut here = begun(&source, &destination.uri());
+    destination.kill();
+    let broken = here.wait_migrate(BROKEN);
+    assert!(broken["report"]["postcopy"]["paused_by"].is_string(), "{broken:#}");
+    let error = here.try_execute("cont", json!({})).unwrap_err();
+    assert!(error["desc"].as_str().unwrap().contains("moved away"), "{error}");
+    let before = source.pulse_log().beats.len();
+    here.execute("migrate-resolve", json!({ "resolution": "run" }));
+    here.wait_state(&["running"]);
+    source.wait_beats(1, before + 3);
+    let after = here.wait_migrate(&["failed"]);
+    assert!(after["report"]["warnings"].to_string().contains("is lost"), "{after:#}");
+    PulseLog::read(&source.serial().text());
+}
+
+#[test]
+fn where_the_source_is_killed_the_destination_says_what_is_missing_and_can_be_ended() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (mut source, mut destination) = Tern::pulse(SLOW).start_pair(Incoming::Unix);
+    drop(begun(&source, &destination.uri()));
+    let mut there = destination.qmp();
+    there.wait_migrate(&["postcopy-active"]);
+    source.kill();
+    let broken = there.wait_migrate(BROKEN);
+    let postcopy = &broken["report"]["postcopy"];
+    assert!(postcopy["paused_by"].is_string() && postcopy["pages_left"].as_u64() > Some(0), "{broken:#}");
+    // A vCPU may wait for a page that never comes.
+    let error = there.try_execute("stop", json!({})).unwrap_err();
+    assert!(error["desc"].as_str().unwrap().contains("still at the source"), "{error}");
+    there.execute("quit", json!({}));
+    destination.wait_end();
+    assert!(destination.stderr().contains("still at the source"), "{}", destination.stderr());
 }

@@ -12,7 +12,6 @@ Examples:
   tern migrate --control /tmp/a.sock tcp:host-b:4444 --postcopy=manual --detach
   tern postcopy --control /tmp/a.sock start
   tern postcopy --control /tmp/a.sock pause
-  tern postcopy --control /tmp/b.sock recover tcp:0.0.0.0:5555
   tern postcopy --control /tmp/a.sock recover tcp:host-b:5555
 
 A connection that breaks is made anew by the source, for as long as it takes: status postcopy-paused, then \
@@ -41,7 +40,7 @@ enum What {
     /// Break the connections on purpose; the source makes new ones
     #[command(after_help = "Example:\n  tern postcopy --control /tmp/a.sock pause")]
     Pause,
-    /// Make the connections at another address: at the destination, where to listen; at the source, where to go from now on
+    /// At the source: reach the destination at another address from now on, as by another network of its host
     #[command(after_help = "Example:\n  tern postcopy --control /tmp/a.sock recover tcp:host-b:5555")]
     Recover {
         /// tcp:HOST:PORT, unix:PATH or vsock:CID:PORT

@@ -151,7 +151,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "migrate-recover",
-        help: "Says to a post-copy where its connections are made from now on: where to listen, or where to go.",
+        help: "Says to the source of a post-copy where its destination is reached from now on.",
         arguments: &[URI],
         legal: ANY,
         run: |vm, arguments| done(vm.recover_postcopy(arguments.text("uri"))),

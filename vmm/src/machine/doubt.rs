@@ -127,7 +127,7 @@ impl Machine {
 
     /// A person's decision.
     pub(super) fn resolve(&mut self, resolution: Resolution) -> Result<(), CommandError> {
-        if self.resolve_postcopy(resolution) {
+        if self.resolve_postcopy(resolution)? {
             return Ok(());
         }
         let (Some(doubtful), Some(vm)) = (&mut self.doubt, &mut self.vm) else {

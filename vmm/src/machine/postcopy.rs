@@ -119,13 +119,25 @@ impl Machine {
                  vsock:CID:PORT",
             ));
         }
+        if self.pages_left() > 0 {
+            return Err(CommandError::illegal(
+                "the source comes back to the address at which this destination listens; where that can be reached otherwise, \
+                 say so to the source",
+            ));
+        }
         self.serving().ok_or_else(none_here)?.control.order(PostcopyOrder::Recover(uri));
         Ok(())
     }
 
     /// A person gives the destination up. False: there is no post-copy to end.
-    pub(super) fn resolve_postcopy(&self, resolution: Resolution) -> bool {
-        let resolution = super::doubt::of(resolution);
-        self.serving().inspect(|serving| serving.control.order(PostcopyOrder::Resolve(resolution))).is_some()
+    pub(super) fn resolve_postcopy(&self, resolution: Resolution) -> Result<bool, CommandError> {
+        let Some(serving) = self.serving() else { return Ok(false) };
+        if serving.control.report().status == Status::PostcopyActive {
+            return Err(CommandError::illegal(
+                "the destination is there and has the guest: migrate-pause breaks the connections first",
+            ));
+        }
+        serving.control.order(PostcopyOrder::Resolve(super::doubt::of(resolution)));
+        Ok(true)
     }
 }

@@ -7,6 +7,7 @@
 //! footprint           memory of the process                           (accounting)
 //! migration           pulse moves: idle, rewriting, capped, at rest   (pulse_lines, accounting)
 //!                     and what the proof of equality and TLS cost
+//! postcopy            pulse moves before all of its memory is there
 //! channels            as fast as it goes, over one connection and two       (chain, way, bound)
 //! link                each encoding over 1 Gbit/s and 100 Mbit/s
 //! deltas              XBZRLE under a limit
@@ -38,6 +39,7 @@ mod interrupt;
 mod link;
 mod migration;
 mod plan;
+mod postcopy;
 mod pulse_lines;
 mod restoring;
 mod saving;
@@ -91,7 +93,7 @@ struct Arguments {
     disk: PathBuf,
 }
 
-const GROUPS: [&str; 22] = [
+const GROUPS: [&str; 23] = [
     "start-up",
     "overhead",
     "engine",
@@ -100,6 +102,7 @@ const GROUPS: [&str; 22] = [
     "rewriting",
     "capped",
     "throughput",
+    "postcopy",
     "channel",
     "channels",
     "link-1g",
@@ -165,6 +168,7 @@ fn measure(plan: &Plan, name: &str, image: &str) -> io::Result<Option<Group>> {
         ("overhead", _) => footprint::measure(plan).map(Some),
         ("engine", _) => Ok(Some(engine::measure(plan))),
         ("boot", _) => start_up::linux(plan, image),
+        ("postcopy", _) => postcopy::measure(plan).map(Some),
         ("channel", _) => channels::one(plan).map(Some),
         ("channels", _) => channels::two(plan).map(Some),
         ("link-1g", _) => link::measure(plan, &link::SCENARIOS[0]),
