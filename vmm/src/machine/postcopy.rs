@@ -100,11 +100,14 @@ impl Machine {
 
     /// Breaks its connections.
     pub(super) fn pause_postcopy(&mut self) -> Result<(), CommandError> {
+        let broken =
+            || CommandError::illegal("its connections are broken already: the source makes new ones");
+        if let Some(arrival) = self.arrival.as_ref().filter(|arrival| arrival.pages_left() > 0) {
+            return if arrival.pause() { Ok(()) } else { Err(broken()) };
+        }
         let serving = self.serving().ok_or_else(none_here)?;
         if serving.control.report().status == Status::PostcopyPaused {
-            return Err(CommandError::illegal(
-                "its connections are broken already: the source makes new ones",
-            ));
+            return Err(broken());
         }
         serving.control.order(PostcopyOrder::Pause);
         Ok(())
