@@ -99,7 +99,6 @@ fn a_person_begins_it_and_what_comes_too_late_is_refused() {
     there.wait_migrate(&["postcopy-active"]);
     assert_eq!((here.state().as_str(), there.state().as_str()), ("postmigrate", "running"));
     refused(&mut here, "migrate_cancel", json!({}), "the guest goes on at the destination");
-    refused(&mut there, "migrate_cancel", json!({}), "too late");
     refused(&mut here, "quit", json!({}), "may be only here");
     refused(&mut here, "cont", json!({}), "moved away");
     let away = json!({ "uri": "unix:/nowhere" });
@@ -208,16 +207,16 @@ fn fifty_cuts_in_one_migration_lose_no_page() {
 }
 
 #[test]
-fn a_person_pauses_it_at_either_side_and_it_goes_on_by_itself() {
+fn a_person_pauses_it_again_and_again_and_it_goes_on_by_itself() {
     if !kvm_or_skip() {
         return;
     }
     let (source, destination) = Tern::pulse(SLOW).start_pair(Incoming::Tcp);
     let mut here = begun(&source, &destination.uri());
     let mut there = destination.qmp();
-    for side in [&source, &destination] {
+    for _ in 0..2 {
         let before = healed(&mut here);
-        side.qmp().execute("migrate-pause", json!({}));
+        here.execute("migrate-pause", json!({}));
         wait_for("the connections after a pause", || (healed(&mut here) > before).then_some(()));
     }
     here.execute("migrate-set-parameters", json!({ "max-postcopy-bandwidth": 0 }));
