@@ -280,7 +280,7 @@ mod tests {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), PAGES as usize * PAGE)]).unwrap();
         for page in (0..PAGES).filter(|page| page % 7 != 3) {
             let text = format!("page {page} ").repeat(700);
-            let noise: Vec<u8> = (0..4096u64).map(|at| (at * at * (page + 3) >> 5) as u8).collect();
+            let noise: Vec<u8> = (0..4096u64).map(|at| ((at * at * (page + 3)) >> 5) as u8).collect();
             let bytes = if page % 5 == 0 { &noise[..] } else { &text.as_bytes()[..4000] };
             ram.write_slice(bytes, GuestAddress(page * PAGE_BYTES)).unwrap();
         }
