@@ -215,8 +215,8 @@ fn four_lanes_place_everything_between_them_while_the_guest_reads() {
         for lane in 0..3usize {
             let placer = placer.clone();
             scope.spawn(move || {
-                for region in 0..2 {
-                    (0..PAGES[region]).filter(|page| page % 3 == lane as u64).for_each(|page| {
+                for (region, pages) in PAGES.into_iter().enumerate() {
+                    (0..pages).filter(|page| page % 3 == lane as u64).for_each(|page| {
                         bring(&placer, region, page, Cause::Ahead);
                     });
                 }
