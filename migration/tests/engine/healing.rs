@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tern_migration::channel::{Acceptor, Connection, Connector, Ready, Route, Security, Uri, listen};
-use tern_migration::destination::{Arrival, receive_with};
+use tern_migration::destination::{Arrival, attend, receive_with};
 use tern_migration::fake::{Direction, FakeVm, Fault, LogMode, Options, relay};
 use tern_migration::handover::{Register, Resolution};
 use tern_migration::source::{Outcome, SourceEnd, migrate_by};
@@ -317,6 +317,75 @@ fn a_copy_that_is_given_up_never_runs() {
     let (source, _) = given_up(Resolution::Discard);
     assert!(matches!(source.outcome, Outcome::Discarded), "{:?}", source.outcome);
     assert!(!source.vm.is_running());
+}
+
+#[test]
+fn any_fault_before_the_guest_is_handed_over_leaves_it_here_and_any_behind_it_heals() {
+    if !can_page() {
+        return;
+    }
+    let mut cases = Vec::new();
+    // The first connection, a channel and the urgent one.
+    for connection in 0..3 {
+        for way in [Direction::ToDestination, Direction::ToSource] {
+            for at in 0..12 {
+                cases.extend(
+                    [Fault::CutBefore, Fault::CutInside, Fault::Garbage]
+                        .map(|fault| (connection, way, at, fault)),
+                );
+            }
+        }
+    }
+    let [healed, failed] = [AtomicU32::new(0), AtomicU32::new(0)];
+    on_threads(&cases, |case| {
+        let (what, cutter) = (format!("{case:?}"), Cutter::new(case.clone()));
+        let live = by("at-once", json!({"channels": 2}));
+        let options = Options { region_pages: vec![70, 700], touched_every: 1, ..options(LogMode::Plain) };
+        let (connector, acceptor): (Arc<dyn Connector>, Arc<dyn Acceptor>) =
+            (cutter.clone(), Arc::clone(&cutter.far) as _);
+        let controls = [control(Side::Source), control(Side::Destination)];
+        let source = FakeVm::booted(options.clone()).unwrap();
+        let there = FakeVm::new(still(&options)).unwrap();
+        let (source, destination) = std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| {
+                let live = LiveParameters::default();
+                let mut ended = receive_with(there, &acceptor, &live, &Arc::default(), None, &controls[1]);
+                if let Ok(received) = &mut ended {
+                    until_over(&controls[0], received.arrival.take().unwrap());
+                    return ended;
+                }
+                // What became of it is heard by whoever asks.
+                let register = Arc::<Register>::default();
+                register.note(&controls[1].report().session, tern_migration::handover::Answer::Never);
+                let attending = control(Side::Destination);
+                let over = &controls[0];
+                std::thread::scope(|scope| {
+                    scope.spawn(|| attend(&*acceptor, &register, "", &attending));
+                    while !over.report().status.is_final() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    attending.cancel();
+                });
+                ended
+            });
+            let source = migrate_by(source, &connector, &live, &controls[0]);
+            cutter.far.close();
+            controls[1].cancel();
+            (source, receiving.join().unwrap())
+        });
+        assert_eq!(options.fleet.most(), 1, "{what}");
+        if matches!(source.outcome, Outcome::Completed) {
+            let reports = [0, 1].map(|side| controls[side].report());
+            let broken = reports[0].postcopy.as_ref().is_some_and(|postcopy| postcopy.pauses > 0);
+            healed.fetch_add(u32::from(broken), Ordering::SeqCst);
+            assert_arrived(&Moved { source, destination, reports }, &what);
+        } else {
+            failed.fetch_add(1, Ordering::SeqCst);
+            assert!(matches!(source.outcome, Outcome::Failed(_)), "{what}: {:?}", source.outcome);
+            assert!(source.vm.is_running() && !destination.unwrap_err().committed, "{what}");
+        }
+    });
+    assert!(failed.into_inner() > 20 && healed.into_inner() > 5, "both must have happened");
 }
 
 #[test]
