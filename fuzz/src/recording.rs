@@ -9,11 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
-use tern_migration::channel::{Connection, Uri};
-use tern_migration::destination::receive;
+use tern_migration::channel::{Acceptor, Connection, Ready, Uri};
+use tern_migration::destination::{ReceiveError, Received, receive, receive_with};
 use tern_migration::fake::{FakeVm, Options};
+use tern_migration::known::KnownPages;
 use tern_migration::source::{Outcome, migrate, migrate_to};
-use tern_migration::{Control, DestinationVm, LiveParameters, Parameters, Side, SourceVm, Unobserved};
+use tern_migration::{
+    Control, DestinationVm, LiveParameters, Observer, Parameters, Side, SourceVm, Status, Unobserved,
+};
 
 use crate::sparse::Sparse;
 
@@ -39,6 +42,77 @@ pub fn options() -> Options {
     }
 }
 
+/// How a recorded guest is sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// The method of compression.
+    pub compress: &'static str,
+    /// Changes of pages that came before.
+    pub xbzrle: bool,
+    /// The destination has the guest as it was when it set out.
+    pub known: bool,
+}
+
+/// Every encoding, alone and beside others.
+pub const WAYS: [Way; 5] = [
+    Way { compress: "none", xbzrle: false, known: false },
+    Way { compress: "lz4", xbzrle: true, known: false },
+    Way { compress: "zstd", xbzrle: false, known: false },
+    Way { compress: "zlib", xbzrle: true, known: true },
+    Way { compress: "none", xbzrle: false, known: true },
+];
+
+/// Lets the guest be stopped in the third round, so that pages come again.
+struct Rounds(LiveParameters);
+
+impl Observer for Rounds {
+    fn status(&self, _: Status) {}
+
+    fn pass(&self, pass: u32) {
+        let limit_ms = if pass < 3 { 0 } else { 10_000 };
+        let changes = serde_json::json!({ "downtime-limit": limit_ms });
+        // A parameter of the table, within its range.
+        let _ = changes.as_object().map(|changes| self.0.merge(changes));
+    }
+}
+
+/// A guest that writes a little while it moves, recorded on its way; and what a destination must know to hear it again.
+///
+/// # Errors
+/// The host has no sockets or memory left.
+pub fn record_way(way: Way) -> io::Result<Option<(Recording, Option<Arc<KnownPages>>)>> {
+    let options = Options { writes_per_call: u32::from(way.xbzrle) * 2, ..options() };
+    let (Ok(source), Ok(destination)) = (FakeVm::booted(options.clone()), FakeVm::new(options)) else {
+        return Ok(None);
+    };
+    let known = way.known.then(|| source.visited().0);
+    let capabilities = serde_json::json!([{ "capability": "xbzrle", "state": way.xbzrle }]);
+    let changes = serde_json::json!({ "compress": way.compress, "capabilities": capabilities });
+    let merged = changes.as_object().map(|changes| Parameters::default().merged(changes));
+    let Some(Ok(parameters)) = merged else { return Ok(None) };
+    let live = LiveParameters::new(parameters);
+    let near = Control::new(Side::Source, Box::new(Rounds(live.clone())))?;
+    let recorded = record_moving(source, destination, &live, known.as_ref(), &near)?;
+    Ok(recorded.map(|recording| (recording, known)))
+}
+
+/// A destination of this one connection.
+///
+/// # Errors
+/// The host has no sockets left.
+pub fn take<V: DestinationVm>(
+    vm: V,
+    connection: Connection,
+    known: Option<&Arc<KnownPages>>,
+    control: &Arc<Control>,
+) -> io::Result<Result<Received<V>, Box<ReceiveError<V>>>> {
+    if known.is_none() {
+        return Ok(receive(vm, connection, control));
+    }
+    let acceptor: Arc<dyn Acceptor> = Arc::new(Ready::only(connection, "it is a recorded one")?);
+    Ok(receive_with(vm, &acceptor, &LiveParameters::default(), &Arc::default(), known, control))
+}
+
 /// A control whose migration nobody watches.
 pub fn control(side: Side) -> io::Result<Arc<Control>> {
     Control::new(side, Box::new(Unobserved))
@@ -58,17 +132,26 @@ pub fn record_between<S: SourceVm, D: DestinationVm>(
     source: S,
     destination: D,
 ) -> io::Result<Option<Recording<S>>> {
+    record_moving(source, destination, &LiveParameters::default(), None, &control(Side::Source)?)
+}
+
+fn record_moving<S: SourceVm, D: DestinationVm>(
+    source: S,
+    destination: D,
+    live: &LiveParameters,
+    known: Option<&Arc<KnownPages>>,
+    near_control: &Arc<Control>,
+) -> io::Result<Option<Recording<S>>> {
     let (near, near_inner) = UnixStream::pair()?;
     let (far, far_inner) = UnixStream::pair()?;
     let there = listen_in(near_inner.try_clone()?, far_inner.try_clone()?);
     let back = listen_in(far_inner, near_inner);
-    let controls = [control(Side::Source)?, control(Side::Destination)?];
-    let [near_control, far_control] = &controls;
+    let far_control = control(Side::Destination)?;
     let (source, arrived) = thread::scope(|scope| {
         let far = Connection::from_stream(far);
-        let receiving = scope.spawn(|| receive(destination, far, far_control).is_ok());
-        let live = LiveParameters::default();
-        let source = migrate(source, Connection::from_stream(near), &live, near_control);
+        let receiving =
+            scope.spawn(|| take(destination, far, known, &far_control).is_ok_and(|end| end.is_ok()));
+        let source = migrate(source, Connection::from_stream(near), live, near_control);
         (source, receiving.join().unwrap_or(false))
     });
     let said = |listener: JoinHandle<Vec<u8>>| listener.join().unwrap_or_default();

@@ -9,12 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use tern_migration::channel::{Acceptor, Security, Uri, listen};
-use tern_migration::destination::{receive, receive_from};
+use tern_migration::destination::receive_from;
 use tern_migration::fake::FakeVm;
+use tern_migration::known::KnownPages;
 use tern_migration::{Side, fuzzing};
 
 use super::{Target, Verdict};
-use crate::recording::{Recording, control, options, record, said};
+use crate::recording::{Recording, WAYS, control, options, record, record_way, said, take};
 use crate::stream::{self, Frame, HELLO, OFFER, PAGES, ROUND_END};
 use crate::{fields, peer};
 
@@ -57,7 +58,14 @@ pub(super) fn targets() -> Vec<Target> {
             "all that a source sends, to a destination",
             ENGINE,
             source_stream,
-            || recording().map(|r| r.to_destination.clone()).into_iter().collect(),
+            || recorded_ways(false),
+        ),
+        Target::new(
+            "source-stream-known",
+            "all that a source sends, to a destination that has pages of its guest in a file",
+            ENGINE,
+            source_stream_known,
+            || recorded_ways(true),
         ),
         Target::new(
             "destination-stream",
@@ -72,6 +80,18 @@ pub(super) fn targets() -> Vec<Target> {
 fn recording() -> Option<&'static Recording> {
     static RECORDING: OnceLock<Option<Recording>> = OnceLock::new();
     RECORDING.get_or_init(|| record(&options()).ok().flatten()).as_ref()
+}
+
+/// What sources say in each of the ways.
+fn recorded_ways(known: bool) -> Vec<Vec<u8>> {
+    let ways = WAYS.into_iter().filter(|way| way.known == known);
+    ways.filter_map(|way| Some(record_way(way).ok()??.0.to_destination)).collect()
+}
+
+/// The guest of the recordings as it sets out, which writes the same each time.
+fn visited() -> Option<&'static Arc<KnownPages>> {
+    static KNOWN: OnceLock<Option<Arc<KnownPages>>> = OnceLock::new();
+    KNOWN.get_or_init(|| Some(FakeVm::booted(options()).ok()?.visited().0)).as_ref()
 }
 
 fn recorded_frames() -> Vec<Frame> {
@@ -105,13 +125,18 @@ fn pages_seeds() -> Vec<Vec<u8>> {
 
 /// A destination that hears these frames: did the guest arrive? What it answered is in `answers`.
 fn destination(frames: &mut [Frame], answers: &mut Vec<u8>) -> Verdict {
+    destination_with(frames, None, answers)
+}
+
+fn destination_with(frames: &mut [Frame], known: Option<&Arc<KnownPages>>, answers: &mut Vec<u8>) -> Verdict {
     stream::seal(frames);
     let (Some((connection, mut peer)), Ok(vm), Ok(control)) =
         (said(&stream::write(frames)).ok(), FakeVm::new(options()), control(Side::Destination))
     else {
         return Verdict::Refused;
     };
-    let verdict = match receive(vm, connection, &control) {
+    let Ok(ended) = take(vm, connection, known, &control) else { return Verdict::Refused };
+    let verdict = match ended {
         Ok(received) => {
             assert_eq!(received.running, received.vm.is_running());
             Verdict::Accepted
@@ -193,6 +218,12 @@ fn source_stream(bytes: &[u8]) -> Verdict {
     let mut frames = stream::parse(bytes);
     frames.iter_mut().for_each(Frame::measure);
     destination(&mut frames, &mut Vec::new())
+}
+
+fn source_stream_known(bytes: &[u8]) -> Verdict {
+    let mut frames = stream::parse(bytes);
+    frames.iter_mut().for_each(Frame::measure);
+    destination_with(&mut frames, visited(), &mut Vec::new())
 }
 
 fn destination_stream(bytes: &[u8]) -> Verdict {

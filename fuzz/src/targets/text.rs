@@ -18,7 +18,17 @@ pub(super) fn targets() -> Vec<Target> {
             lines(QMP)
         }),
         Target::new("uri", "the address of a peer or a file", (4096, 8), uri, || {
-            lines(&["tcp:host:4444", "tcp:[fe80::1]:65535", "unix:/run/tern.sock", "file:/run/guest"])
+            lines(&[
+                "tcp:host:4444",
+                "tcp:[fe80::1]:65535",
+                "unix:/run/tern.sock",
+                "file:/run/guest",
+                "vsock:2:4444",
+                "vsock::1",
+                "fd:7",
+                "fd:name",
+                "exec:ssh b socat - UNIX:/b",
+            ])
         }),
         Target::new(
             "parameters",
@@ -43,6 +53,7 @@ const QMP: &[&str] = &[
 const PARAMETERS: &[&str] = &[
     r#"{"max-bandwidth": 1048576, "downtime-limit": 300, "max-total-time": 0}"#,
     r#"{"capabilities": [{"capability": "events", "state": false}]}"#,
+    r#"{"known": "/a,/b", "compress": "auto", "tls": "require", "postcopy": "manual"}"#,
 ];
 
 fn lines(texts: &[&str]) -> Vec<Vec<u8>> {

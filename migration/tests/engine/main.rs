@@ -13,6 +13,7 @@ mod harness;
 mod healing;
 mod known;
 mod limits;
+mod newest;
 mod postcopy;
 mod proof;
 mod secure;
