@@ -132,6 +132,10 @@ fn no_permission() {
     std::fs::set_permissions(&kernel, PermissionsExt::from_mode(0o000)).unwrap();
     let (code, text) = as_nobody(&["run", "--dry-run", "--kernel", kernel.to_str().unwrap()]);
     assert!(code == Some(1) && text.contains("secret") && text.contains("ermission"), "{code:?} {text}");
+    for command in ["restore", "inspect"] {
+        let (code, text) = as_nobody(&[command, kernel.to_str().unwrap()]);
+        assert!(code == Some(1) && text.contains("secret") && text.contains("ermission"), "{code:?} {text}");
+    }
 }
 
 #[test]
