@@ -28,6 +28,7 @@ mod postcopy;
 mod rounds;
 pub(crate) mod serving;
 mod switchover;
+mod terms;
 
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tern_schema::ChosenVersion;
 
-use super::{agree, link};
+use super::{agree, terms};
 use crate::channel::{Address, Connector, Security, Uri};
 use crate::config::Parameters;
 use crate::config::legal::Peer;
@@ -112,7 +112,7 @@ fn ask(
     wire.send(FrameType::Offer, &offer, "asking whether the guest fits")?;
     let Answer { aspects, agreed } =
         wire.expect(FrameType::Answer, "waiting for what the peer thinks of it")?;
-    let terms = link::terms(&offer, &agreed, peer.protocol_version)?;
+    let terms = terms::terms(&offer, &agreed, peer.protocol_version)?;
     let mut trips = [0; ROUND_TRIPS];
     for trip in &mut trips {
         *trip = probe(wire, control, 0)?;
