@@ -7,6 +7,7 @@ mod frame;
 mod handshake;
 mod message;
 mod page_set;
+mod pages;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -25,6 +26,7 @@ pub(crate) use message::{
     PROTOCOL_MIN, Prepared, Purpose, Refused, RoundEnd, Running, Settled, Sync, TERN_VERSION,
 };
 pub(crate) use page_set::{PageSetReader, encode as encode_page_set};
+pub(crate) use pages::Limit;
 
 use crate::channel::halves::{Half, halves};
 use crate::channel::span::{InSpan, OutSpan};
@@ -32,7 +34,6 @@ use crate::channel::stream::Stream;
 use crate::channel::{Connection, Direction, TlsError, Woken};
 use crate::control::Control;
 use crate::error::{LinkError, MigrationError, ProtocolError};
-use crate::ram::Batch;
 use crate::stats::{Side, TlsReport};
 
 /// State is read in pieces of this size: a length alone makes nobody allocate.
@@ -47,14 +48,6 @@ pub(crate) struct Traffic {
     message_bytes: AtomicU64,
     /// Rises whenever something moves.
     moves: AtomicU64,
-}
-
-/// A bandwidth limit.
-pub(crate) struct Limit<'l> {
-    /// Most bytes that may go at once.
-    pub(crate) piece_bytes: usize,
-    /// Waits until so many bytes may go.
-    pub(crate) pass: &'l dyn Fn(u64) -> Result<(), MigrationError>,
 }
 
 /// One connection of a migration.
@@ -249,63 +242,6 @@ impl Wire {
             self.count(if is_message { bytes as usize } else { HEADER_BYTES });
         }
         result
-    }
-
-    /// Sends a batch of pages: its records, then its data; under a limit piece by piece.
-    pub(crate) fn send_pages(
-        &mut self,
-        batch: &mut Batch<'_>,
-        limit: Option<&Limit<'_>>,
-    ) -> Result<(), MigrationError> {
-        let mut out = std::mem::take(&mut self.out);
-        out.clear();
-        out.resize(HEADER_BYTES, 0);
-        batch.records.iter().for_each(|record| record.put(&mut out));
-        let length = out.len() - HEADER_BYTES + batch.data_bytes;
-        let result = self
-            .seal(FrameType::Pages, 0, &mut out, length)
-            .and_then(|()| self.send_records_and_data(&out, &mut batch.data, limit));
-        self.out = out;
-        result
-    }
-
-    fn send_records_and_data(
-        &mut self,
-        records: &[u8],
-        data: &mut [OutSpan<'_>],
-        limit: Option<&Limit<'_>>,
-    ) -> Result<(), MigrationError> {
-        const STATE: &str = "sending memory";
-        self.count(HEADER_BYTES);
-        if let Some(limit) = limit {
-            (limit.pass)(records.len() as u64)?;
-        }
-        self.send_spans(&mut [OutSpan::bytes(records)], !data.is_empty(), STATE)?;
-        self.cut_sending = !data.is_empty();
-        match limit {
-            Some(limit) => self.send_in_pieces(data, limit, STATE)?,
-            None => self.send_spans(data, false, STATE)?,
-        }
-        self.frame_sent();
-        Ok(())
-    }
-
-    fn send_in_pieces(
-        &mut self,
-        data: &[OutSpan<'_>],
-        limit: &Limit<'_>,
-        state: &'static str,
-    ) -> Result<(), MigrationError> {
-        for span in data {
-            for piece in span.pieces(limit.piece_bytes) {
-                (limit.pass)(piece.len() as u64)?;
-                self.send_spans(&mut [piece], false, state)?;
-                // The frame isn't over.
-                self.cut_sending = true;
-            }
-        }
-        self.cut_sending = false;
-        Ok(())
     }
 
     /// Numbers are for frames that were sent: one that a cancel kept back leaves its number to the farewell.

@@ -1,10 +1,11 @@
 //! Which devices a machine has, where each is, and what it is connected to.
 
+mod error;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -13,9 +14,8 @@ use tern_devices::virtio::VirtioDevice as VirtioModel;
 use tern_devices::{
     AcpiPm, Balloon, BalloonSize, Blk, BlkConfig, BytePort, Console, DiskActivity, DiskFailures, EventSource,
     GuestRam, I8042, Interrupt, MmioDevice, MmioTransport, Net, NetConfig, Part, QUEUE_NOTIFY_OFFSET, Rng,
-    Rtc, Serial, Stateful, TapError, VmGenId, chip_parts, open_tap, part,
+    Rtc, Serial, Stateful, VmGenId, chip_parts, open_tap, part,
 };
-use thiserror::Error;
 use uuid::Uuid;
 use vm_memory::{GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -24,91 +24,13 @@ use crate::balloon::Air;
 use crate::bus::SystemBus;
 use crate::config::{self, DiskConfig, Incoming, VirtioDevice, VmConfig};
 use crate::control::EventSink;
-use crate::disk_locks::{DiskLocks, LockError};
+use crate::disk_locks::DiskLocks;
 use crate::layout::{self, VirtioSlot};
 use crate::lines::Lines;
 use crate::memory::Behind;
 use crate::platform::DeviceFactV1;
 
-/// Why a device could not be made.
-#[derive(Debug, Error)]
-pub enum DeviceError {
-    /// No event descriptor.
-    #[error("an eventfd for {device} can't be had")]
-    EventFd {
-        /// For which device.
-        device: &'static str,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// KVM doesn't take an interrupt line.
-    #[error("KVM refuses interrupt line {gsi} of {device}")]
-    Irqfd {
-        /// Of which device.
-        device: &'static str,
-        /// The line.
-        gsi: u32,
-        /// KVM's reason.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
-    /// KVM doesn't take a queue's doorbell.
-    #[error("KVM refuses the doorbell of {device} at {gpa:#x}")]
-    Ioeventfd {
-        /// Of which device.
-        device: &'static str,
-        /// Where.
-        gpa: u64,
-        /// KVM's reason.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
-    /// A disk's file.
-    #[error("--disk {}: it can't be opened", path.display())]
-    Disk {
-        /// Its path.
-        path: PathBuf,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// One file as two disks, at least one of them writable.
-    #[error(
-        "--disk {}: it is the same file as --disk {}, and what one disk writes would corrupt the other; give each \
-         its own file, or both `,readonly`", path.display(), other.display()
-    )]
-    DiskTwice {
-        /// The later one.
-        path: PathBuf,
-        /// The earlier one.
-        other: PathBuf,
-    },
-    /// A disk that is somebody else's.
-    #[error(transparent)]
-    DiskLock(#[from] LockError),
-    /// A network's interface.
-    #[error(transparent)]
-    OpenTap(#[from] TapError),
-    /// A network's interface, later.
-    #[error("--net tap={name}")]
-    Tap {
-        /// Its name.
-        name: String,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// A virtio device.
-    #[error("{device} can't be made")]
-    Virtio {
-        /// Which.
-        device: &'static str,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
-}
+pub use self::error::DeviceError;
 
 /// One file as two disks: each would be written behind the other's back. Readers alone do no harm.
 fn check_shared(config: &VmConfig, files: &[File]) -> Result<(), DeviceError> {
