@@ -131,9 +131,9 @@ impl Machine {
             return Ok(());
         }
         let (Some(doubtful), Some(vm)) = (&mut self.doubt, &mut self.vm) else {
-            return Err(CommandError::illegal(
-                "no migration is in doubt, and no post-copy goes on from here",
-            ));
+            let gone = if self.core.run().holds(Hold::GivenUp) { ": the guest has moved away" } else { "" };
+            let text = format!("no migration is in doubt, and no post-copy goes on from here{gone}");
+            return Err(CommandError::illegal(text));
         };
         let standing = doubtful.doubt.resolve(vm, of(resolution));
         let standing = standing.map_err(|error| CommandError::illegal(crate::control::chain(&error)))?;
